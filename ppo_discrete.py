@@ -1,0 +1,828 @@
+"""Proximal Policy Optimisation (PPO-clip) for discrete actions: the whole algorithm in one file.
+
+The idea: data sampled by π_old may serve several gradient steps as long as the policy stays near
+π_old. PPO takes away the reward for leaving: it clips the ratio ρ = π(a|s) / π_old(a|s).
+
+    repeat until the step budget is spent                                       (9. train)
+        run π_old in N environments for T steps                                 (4. collect_rollout)
+        estimate how much better than average each action was: Â, by GAE        (5. compute_gae)
+        K times, for each shuffled minibatch of the B = T·N transitions         (7. update)
+            step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v (V−R)² + c_e H ]   (6. policy_loss)
+
+What differs from a2c.py: sections 6 and 7. The data is used K times, so the step must be bounded.
+
+[PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
+[GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
+[IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
+
+Run it: python ppo_discrete.py --env-id CartPole-v1
+"""
+import copy
+import csv
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import signal
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+# ==================================================================================================
+# 1. Hyperparameters    [specific]
+# ==================================================================================================
+@dataclass
+class Args:
+    env_id: str = "CartPole-v1"  # Gymnasium environment
+    seed: int = 1  # seed of networks, actions and environments
+    total_timesteps: int = 1_000_000  # environment steps, all environments together
+    num_envs: int = 8  # N, environments stepped in turn
+    num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
+    gamma: float = 0.99  # γ, discount factor
+    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
+    learning_rate: float = 3e-4  # Adam's step size
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    update_epochs: int = 10  # K, passes over the batch
+    num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
+    clip_coef: float = 0.2  # ε, the ratio is clipped to [1−ε, 1+ε]
+    clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
+    norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
+    ent_coef: float = 0.0  # c_e, weight of the entropy bonus
+    vf_coef: float = 0.5  # c_v, weight of the value loss
+    max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
+    target_kl: float | None = None  # end an update before a step that starts beyond this KL
+    norm_obs: bool = True  # standardise observations by running statistics
+    clip_obs: float = 10.0  # clip standardised observations to ± this
+    norm_reward: bool = True  # divide rewards by the running std of the discounted return
+    clip_reward: float = 10.0  # clip scaled rewards to ± this
+    activation: Literal["tanh", "relu"] = "tanh"  # nonlinearity of the hidden layers
+    ortho_init: bool = True  # orthogonal initial weights; off: PyTorch's default
+
+    cuda: bool = True  # use the GPU when there is one
+    torch_deterministic: bool = True  # only deterministic PyTorch operations
+    compile: bool = False  # torch.compile the gradient: starts slower, runs faster
+    exp_name: str = Path(__file__).stem  # name of the experiment
+    run_dir: str = "runs"  # where run directories are made
+    track: bool = False  # log to Weights & Biases too
+    wandb_project_name: str = "policy-gradients"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
+    resume: str | None = None  # go on with the run in this run directory
+    evaluate: str | None = None  # evaluate the run in this run directory; no training
+    eval_episodes: int = 10  # episodes of the evaluation after training; 0: none
+    eval_deterministic: bool = True  # evaluate the policy's mode; off: sample as in training
+    capture_video: bool = False  # film the evaluation episodes
+
+    @property
+    def batch_size(self) -> int:
+        """B = T·N, environment steps per iteration."""
+        return self.num_steps * self.num_envs
+
+    @property
+    def minibatch_size(self) -> int:
+        return self.batch_size // self.num_minibatches
+
+
+# ==================================================================================================
+# 2. Environments    [shared: all five]
+# ==================================================================================================
+class UserError(Exception):
+    """Something the user can mend: `main` prints it as one line and exits with code 2."""
+
+
+def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.VectorEnv:
+    """N copies of the environment; observations are float32 vectors, (N, O).
+
+    SAME_STEP: the step that ends an episode already returns the next episode's first observation,
+    and the true last one in infos["final_obs"]. (Gymnasium's default, NEXT_STEP, inserts a
+    transition between episodes that never happened.) Raises UserError if there is no such
+    environment, its simulator is missing or its observations are neither vectors nor Discrete.
+    """
+
+    def make_env() -> gym.Env:
+        env = gym.make(args.env_id, render_mode="rgb_array" if video_folder else None)
+        space = env.observation_space
+        if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete)) or len(space.shape) > 2:
+            kind = "an image" if isinstance(space, gym.spaces.Box) else type(space).__name__
+            raise UserError(f"--env-id {args.env_id}: its observation is {kind}; "
+                            "only vectors (Box) and Discrete observations are supported")
+        if video_folder:
+            env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+        env = gym.wrappers.RecordEpisodeStatistics(env)  # the raw return, in info["episode"]
+        env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
+        return gym.wrappers.DtypeObservation(env, np.float32)  # a copy: some reuse their buffer
+
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # our own cast
+    try:
+        if "mujoco" in str(gym.spec(args.env_id).entry_point):
+            import mujoco
+            mujoco.set_mju_user_warning(say_once)
+        return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
+                                        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    except (gym.error.Error, ImportError) as error:
+        near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
+        raise UserError(f"--env-id {args.env_id}: {str(error).splitlines()[0]}"
+                        + (f" Nearest names: {', '.join(near)}." if near else ""))
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def env_seeds(args: Args, stream: int) -> list[int]:
+    """N seeds for envs.reset: all different, also between runs with neighbouring --seed."""
+    return np.random.SeedSequence((args.seed, stream)).generate_state(args.num_envs).tolist()
+
+
+def finished_episodes(infos: dict) -> list[tuple[float, int]]:
+    """(raw return, length) of every episode that ended in this step."""
+    if "final_info" not in infos:
+        return []
+    stats, ended = infos["final_info"]["episode"], np.flatnonzero(infos["_final_info"])
+    return [(float(stats["r"][i]), int(stats["l"][i])) for i in ended]
+
+
+# ==================================================================================================
+# 3. Agent    [shared: discrete]
+# ==================================================================================================
+class RunningStats(nn.Module):
+    """Running mean, variance and std in buffers: saved with the agent, changed by update() only."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("std", torch.ones(shape))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def update(self, batch: Tensor) -> None:
+        """Merge (n, *shape) samples: two sets' squares add up, plus (Δmean)² n₁n₂/(n₁+n₂)."""
+        batch = batch.to(self.mean.device, torch.float64)
+        n, total, delta = len(batch), len(batch) + self.count, batch.mean(0) - self.mean
+        squares = (self.var * self.count + batch.var(0, correction=0) * n
+                   + delta.square() * self.count * n / total)
+        self.mean.copy_(self.mean + delta * n / total)
+        self.var.copy_(squares / total)
+        self.std.copy_((squares / total + 1e-8).sqrt())
+        self.count.copy_(total)
+
+
+class Categorical(torch.distributions.Distribution):
+    """One of n actions, π(a|s) = softmax(logits)_a."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__(logits.shape[:-1], validate_args=False)
+        self.logprobs = logits.log_softmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.logprobs.argmax(-1)
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """argmax_a [log π(a|s) + Gumbel noise], where −log of an Exp(1) variable is Gumbel."""
+        logprobs = self.logprobs.detach().expand(*sample_shape, *self.logprobs.shape)
+        return (logprobs - torch.empty_like(logprobs).exponential_().log()).argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log π(a|s)    (...) → (...)"""
+        return self.logprobs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """H(π) = −Σ_a π(a|s) log π(a|s)    → (...)"""
+        return -(self.logprobs.exp() * self.logprobs).sum(-1)
+
+
+class Agent(nn.Module):
+    """Policy π(a|s), value function V(s) and the running normalisation that both depend on.
+
+    Two networks: the policy's logits, and V(s).
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args = Args()):
+        super().__init__()
+        space, obs_size = envs.single_action_space, envs.single_observation_space.shape[0]
+        if not isinstance(space, gym.spaces.Discrete):
+            raise UserError(f"--env-id {args.env_id}: its action space is {space}; this script needs"
+                            " Discrete actions (for a vector of real numbers: ppo_continuous.py)")
+        self.args, self.first_action = args, int(space.start)
+        self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
+        self.running_return: Tensor | float = 0.0  # (N,) for scale_rewards
+        self.actor = self.network(obs_size, int(space.n), gain=0.01)  # π ≈ uniform at first
+        self.critic = self.network(obs_size, 1, gain=1.0)
+
+    def network(self, inputs: int, outputs: int, gain: float) -> nn.Sequential:
+        """Two hidden layers of 64; `gain` scales the last layer's weights. [IM §3]"""
+        layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
+        if self.args.ortho_init:
+            for layer, layer_gain in zip(layers, (math.sqrt(2), math.sqrt(2), gain)):
+                nn.init.orthogonal_(layer.weight, layer_gain)
+                nn.init.zeros_(layer.bias)
+        activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[self.args.activation]
+        return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2])
+
+    def normalise(self, obs: Tensor) -> Tensor:
+        if not self.args.norm_obs:
+            return obs
+        obs = (obs - self.obs_stats.mean) / self.obs_stats.std
+        return obs.clamp(-self.args.clip_obs, self.args.clip_obs)
+
+    def policy(self, obs: Tensor) -> Categorical:
+        """π(·|s) for raw observations.    (..., O) → distribution of batch shape (...)"""
+        return Categorical(self.actor(self.normalise(obs)))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s) for raw observations, in units of the scaled reward.    (..., O) → (...)"""
+        return self.critic(self.normalise(obs)).squeeze(-1)
+
+    def to_env(self, actions: Tensor) -> np.ndarray:
+        """What the environment gets: the sampled index, counted from the space's first action."""
+        return actions.numpy() + self.first_action
+
+    def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
+        """r_t / std(R), where R_t = r_t + γ R_{t−1} starts anew with every episode. [IM §3]
+
+        (T, N) → (T, N), on the CPU. No mean is subtracted: that would change the task.
+        """
+        if not self.args.norm_reward:
+            return rewards
+        discounted = torch.empty_like(rewards)
+        for t in range(len(rewards)):
+            discounted[t] = self.args.gamma * self.running_return + rewards[t]
+            self.running_return = discounted[t] * ~done[t]
+        self.return_stats.update(discounted.flatten())
+        scaled = rewards / self.return_stats.std.cpu()
+        return scaled.clamp(-self.args.clip_reward, self.args.clip_reward)
+
+
+# ==================================================================================================
+# 4. Rollout    [shared: actor-critic]
+# ==================================================================================================
+class Rollout(NamedTuple):
+    """T steps of N environments. terminated[t] and done[t] say how transition t ended."""
+
+    obs: Tensor  # (T, N, O) s_t, raw
+    actions: Tensor  # (T, N, A) or (T, N), a_t as sampled
+    rewards: Tensor  # (T, N) r_t, raw
+    next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
+    terminated: Tensor  # (T, N) bool: the task ended, nothing follows
+    done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
+    episodes: list[tuple[int, float, int]]  # (step in this rollout, return, length) of each ended
+
+    @property
+    def size(self) -> int:
+        """Environment steps taken, B."""
+        return self.rewards.numel()
+
+
+@torch.no_grad()
+def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, args: Args
+                    ) -> tuple[Rollout, np.ndarray]:
+    """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
+
+    Here is only what must be sequential. Values and log-probabilities follow in a few large calls,
+    which is exact, as nothing they depend on changes within a rollout. Acting is done on the CPU:
+    a network of this size has answered before a GPU is asked.
+    """
+    actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
+    steps, episodes = [], []
+    for t in range(args.num_steps):
+        actions = actor.policy(torch.from_numpy(obs)).sample()
+        next_obs, rewards, terminated, truncated, infos = envs.step(actor.to_env(actions))
+        successor = next_obs.copy()
+        if "final_obs" in infos:  # next_obs is already the next episode's first: put the last back
+            ended = infos["_final_obs"]
+            successor[ended] = np.stack(infos["final_obs"][ended])
+            episodes += [((t + 1) * args.num_envs, *end) for end in finished_episodes(infos)]
+        steps.append((obs, actions.numpy(), rewards.astype(np.float32), successor,
+                      terminated, terminated | truncated))
+        obs = next_obs
+    return Rollout(*(torch.from_numpy(np.stack(x)) for x in zip(*steps)), episodes), obs
+
+
+# ==================================================================================================
+# 5. Advantages    [shared: actor-critic]
+# ==================================================================================================
+def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor,
+                done: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimation, with the two ways in which an episode ends. [GAE eq. 16]
+
+        δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
+        Â_t = δ_t + γ λ (1 − done_t) Â_{t+1}
+
+    All (T, N). After a termination there is nothing to come, so V(s_{t+1}) is cut; after any end,
+    a time limit too, Â_{t+1} belongs to another episode, so the recursion is cut.
+    """
+    assert (rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape)
+    deltas = rewards + gamma * ~terminated.bool() * next_values - values
+    decay = gamma * gae_lambda * ~done.bool()
+    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        advantages[t] = advantage = deltas[t] + decay[t] * advantage
+    return advantages
+
+
+class Batch(NamedTuple):
+    """What an update learns from: time and environments merged, B = T·N. Nothing has a gradient."""
+
+    obs: Tensor  # (B, O) raw
+    actions: Tensor  # (B, A) or (B,)
+    logprobs: Tensor  # (B,) log π_old(a|s)
+    values: Tensor  # (B,) V(s) before the update
+    advantages: Tensor  # (B,) Â
+    returns: Tensor  # (B,) Â + V(s), the critic's target
+
+
+@torch.no_grad()
+def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
+    """Values, log π_old and advantages of a whole rollout, in one call each."""
+    device = next(agent.parameters()).device
+    obs, actions = rollout.obs.to(device), rollout.actions.to(device)
+    values, next_values = agent.value(obs).cpu(), agent.value(rollout.next_obs.to(device)).cpu()
+    rewards = agent.scale_rewards(rollout.rewards, rollout.done)
+    advantages = compute_gae(rewards, values, next_values, rollout.terminated, rollout.done,
+                             args.gamma, args.gae_lambda)
+    logprobs = agent.policy(obs).log_prob(actions)
+    batch = Batch(obs, actions, logprobs, values, advantages, advantages + values)
+    return Batch(*(x.flatten(0, 1).to(device) for x in batch))
+
+
+# ==================================================================================================
+# 6. Objective    [shared: ppo]
+# ==================================================================================================
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_coef: float
+                ) -> Tensor:
+    """The clipped surrogate, negated for a minimiser.    (M,) each → scalar    [PPO eq. 7]
+
+        L = −mean[ min(ρÂ, clip(ρ, 1−ε, 1+ε) Â) ],    ρ = π(a|s) / π_old(a|s)
+
+    Where the clipped term is the smaller one, the gradient is zero: clipping removes the reward
+    for moving on, it does not pull back.
+    """
+    assert logprobs.shape == old_logprobs.shape == advantages.shape
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return -torch.min(ratio * advantages, clipped * advantages).mean()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: float | None = None
+               ) -> Tensor:
+    """½ mean (V − R)²; if clipped, ½ mean max[(V − R)², (V_old + clip(V − V_old, ±ε) − R)²].
+
+    (M,) each → scalar. Value clipping is not in the paper; it depends on the scale of the rewards.
+    """
+    assert values.shape == old_values.shape == returns.shape
+    if clip_coef is None:
+        return 0.5 * F.mse_loss(values, returns)
+    clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
+    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
+
+
+def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative ("k3")."""
+    log_ratio = logprobs - old_logprobs
+    return (log_ratio.exp() - 1 - log_ratio).mean()
+
+
+# ==================================================================================================
+# 7. Update    [shared: ppo]
+# ==================================================================================================
+def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
+    """Adam on θ, one vector with all parameters in it; the layers' weights become views of it.
+
+    Gradient clipping and Adam are then one operation each, not one per layer.
+    """
+    parameters = list(agent.parameters())
+    theta = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+    for p, view in zip(parameters, theta.detach().split([p.numel() for p in parameters])):
+        p.data = view.view_as(p)
+    lr = torch.tensor(args.learning_rate, device=theta.device)  # so a CUDA graph sees it change
+    return torch.optim.Adam([theta], lr, eps=1e-5, fused=True, capturable=theta.is_cuda)
+
+
+def minibatch_gradient(agent: Agent, batch: Batch, idx: Tensor, args: Args
+                       ) -> tuple[Tensor, Tensor]:
+    """∇_θ of the loss on transitions idx (M,), clipped to max_grad_norm, and its norm before."""
+    obs, actions, logprobs, values, advantages, returns = (x[idx] for x in batch)
+    policy, clip_value = agent.policy(obs), args.clip_coef if args.clip_vloss else None
+    loss = policy_loss(policy.log_prob(actions), logprobs, advantages, args.clip_coef)
+    loss = loss + args.vf_coef * value_loss(agent.value(obs), values, returns, clip_value)
+    if args.ent_coef:
+        loss = loss - args.ent_coef * policy.entropy().mean()
+    gradients = torch.autograd.grad(loss, list(agent.parameters()))
+    gradient = torch.cat([g.flatten() for g in gradients])
+    norm = gradient.norm()
+    if args.max_grad_norm:
+        gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+    return gradient, norm
+
+
+@functools.cache
+def compiled(function):
+    torch._dynamo.config.trace_autograd_ops = True  # the backward pass inside the same kernel
+    return torch.compile(function, fullgraph=True)
+
+
+def cuda_graph(step, idx: Tensor):
+    """Record the kernels of step(idx) once, to launch them all at once on other indices."""
+    graph, buffer = torch.cuda.CUDAGraph(), idx.clone()
+    with torch.cuda.graph(graph):
+        result = step(buffer)
+
+    def replay(idx: Tensor) -> Tensor:
+        buffer.copy_(idx)
+        graph.replay()
+        return result.clone()
+
+    return replay
+
+
+def update(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: Args
+           ) -> dict[str, float]:
+    """K epochs of minibatch steps on one rollout; returns its metrics."""
+    batch, theta = make_batch(agent, rollout, args), optimizer.param_groups[0]["params"][0]
+    if args.norm_adv:
+        centred = batch.advantages - batch.advantages.mean()
+        batch = batch._replace(advantages=centred / (centred.std() + 1e-8))
+    gradient = compiled(minibatch_gradient) if args.compile else minibatch_gradient
+
+    def step(idx: Tensor) -> Tensor:
+        theta.grad, norm = gradient(agent, batch, idx, args)
+        optimizer.step()
+        return norm
+
+    grad_norms = []
+    epochs = (torch.randperm(args.batch_size, device=theta.device) for _ in range(args.update_epochs))
+    for idx in (idx for epoch in epochs for idx in epoch.split(args.minibatch_size)):
+        if args.target_kl is not None and minibatch_kl(agent, batch, idx) > args.target_kl:
+            break
+        if theta.is_cuda and len(grad_norms) == 1:  # the first step, eager, set up Adam's state
+            step = cuda_graph(step, idx)
+        grad_norms.append(step(idx))
+    metrics = diagnostics(agent, batch, grad_norms, args)
+    agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not earlier: they are part of π_old
+    return metrics
+
+
+@torch.no_grad()
+def minibatch_kl(agent: Agent, batch: Batch, idx: Tensor) -> float:
+    logprobs = agent.policy(batch.obs[idx]).log_prob(batch.actions[idx])
+    return float(approx_kl(logprobs, batch.logprobs[idx]))
+
+
+@torch.no_grad()
+def diagnostics(agent: Agent, batch: Batch, grad_norms: list[Tensor], args: Args
+                ) -> dict[str, float]:
+    """Over the whole batch, after the last step; explained variance: of the values before it.
+
+    Healthy: approx_kl < 0.05, clipfrac 0.1–0.3, explained_variance rising towards 1 (0 is as good
+    as predicting a constant), grad_norm (mean over the steps, before clipping) 0.1–10.
+    """
+    policy = agent.policy(batch.obs)
+    logprobs = policy.log_prob(batch.actions)
+    ratio = (logprobs - batch.logprobs).exp()
+    metrics = {
+        "policy_loss": policy_loss(logprobs, batch.logprobs, batch.advantages, args.clip_coef),
+        "value_loss": value_loss(agent.value(batch.obs), batch.values, batch.returns),
+        "entropy": policy.entropy().mean(),
+        "approx_kl": approx_kl(logprobs, batch.logprobs),
+        "clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean(),
+        "ratio_min": ratio.min(),
+        "ratio_max": ratio.max(),
+        "explained_variance": 1 - (batch.returns - batch.values).var() / batch.returns.var(),
+        "grad_norm": torch.stack(grad_norms).mean() if grad_norms else 0.0,
+        "gradient_steps": len(grad_norms),
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+# ==================================================================================================
+# 8. Logging and checkpoints    [shared: all five]
+# ==================================================================================================
+ALGORITHM = Path(__file__).stem
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    iteration: int = 0
+    global_step: int = 0
+    seconds: float = 0.0
+    episodes: int = 0
+    last_returns: list[float] = field(default_factory=list)  # raw, of the last 100 episodes
+
+    def advance(self, steps: int, seconds: float, episodes: list[tuple[int, float, int]]) -> None:
+        self.iteration += 1
+        self.global_step += steps
+        self.seconds += seconds
+        self.episodes += len(episodes)
+        self.last_returns = (self.last_returns + [e[1] for e in episodes])[-100:]
+
+
+class Logger:
+    """progress.csv, TensorBoard, W&B, and a progress bar (plain lines if not on a terminal)."""
+
+    def __init__(self, args: Args, run_dir: Path, progress: Progress):
+        self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
+        if self.path.exists():  # resumed: rows after the checkpoint will be written again
+            rows = [r for r in csv.reader(self.path.open())
+                    if r[0] == "iteration" or int(r[0]) <= progress.iteration]
+            csv.writer(self.path.open("w", newline="")).writerows(rows)
+        self.tensorboard = SummaryWriter(str(run_dir), purge_step=progress.global_step + 1)
+        self.wandb = None
+        if args.track:
+            import wandb
+            self.wandb = wandb.init(
+                project=args.wandb_project_name, entity=args.wandb_entity, dir=str(run_dir),
+                name=run_dir.name, id=run_dir.name, resume="allow", config=dataclasses.asdict(args))
+            self.wandb.define_metric("*", step_metric="global_step")
+        self.bar = tqdm(total=self.total, initial=progress.global_step, file=sys.stdout,
+                        disable=not sys.stdout.isatty(), dynamic_ncols=True,
+                        bar_format="{n:,}/{total:,} steps |{bar}| {elapsed}<{remaining}{postfix}")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for tag, value in values.items():
+            self.tensorboard.add_scalar(tag, value, step)
+        if self.wandb:
+            self.wandb.log({"global_step": step, **values})
+
+    def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """One iteration. episodic_return and episodic_length are means over the episodes that
+        ended in it (empty if none did); return_100 is the mean of the last 100 episodes."""
+        episodes, start = rollout.episodes, progress.global_step - rollout.size
+        for step, episodic_return, length in episodes:
+            self.scalars(start + step, {"charts/episodic_return": episodic_return,
+                                        "charts/episodic_length": length})
+        sps = round(progress.global_step / progress.seconds)
+        self.scalars(progress.global_step, {"charts/SPS": sps} | {
+            ("charts/" if name == "learning_rate" else "losses/") + name: value
+            for name, value in metrics.items()})
+        mean = {"return_100": progress.last_returns, "episodic_return": [e[1] for e in episodes],
+                "episodic_length": [e[2] for e in episodes]}
+        mean = {name: float(np.mean(x)) if x else "" for name, x in mean.items()}
+        row = {"iteration": progress.iteration, "global_step": progress.global_step,
+               "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
+               "episodic_return": mean["episodic_return"],
+               "episodic_length": mean["episodic_length"], "SPS": sps,
+               "return_100": mean["return_100"], **metrics}
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([row] * (file.tell() == 0) + [row.values()])
+        text = f"return {mean['return_100'] or math.nan:.1f}, {sps:,} SPS"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(progress.global_step - self.bar.n)
+        if self.bar.disable and progress.global_step * 20 // self.total > self.marks:
+            self.marks = progress.global_step * 20 // self.total
+            print(f"step {progress.global_step:,} of {self.total:,}: {text}", flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def save_checkpoint(run_dir: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args,
+                    progress: Progress) -> None:
+    """Tensors and plain values only; renamed into place, so a crash leaves the last one whole."""
+    checkpoint = {
+        "algorithm": ALGORITHM, "args": dataclasses.asdict(args),
+        "progress": dataclasses.asdict(progress), "agent": agent.state_dict(),
+        "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    torch.save(checkpoint, run_dir / "checkpoint.tmp")
+    os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
+
+
+def load_checkpoint(flag: str, run_dir: str) -> dict:
+    """UserError if there is none, it cannot be read, or another script wrote it."""
+    path = Path(run_dir) / "checkpoint.pt"
+    if not path.is_file():
+        raise UserError(f"{flag} {run_dir}: there is no checkpoint.pt; it must be a run directory")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        algorithm = checkpoint["algorithm"]
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged ({type(error).__name__})")
+    if algorithm != ALGORITHM:
+        raise UserError(f"{flag} {run_dir}: that is a run of {algorithm}.py, not {ALGORITHM}.py")
+    return checkpoint
+
+
+def restore(flag: str, args: Args, agent: Agent, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put everything back but the environments, whose running episodes start anew."""
+    run_dir = args.resume or args.evaluate
+    checkpoint = load_checkpoint(flag, run_dir)
+    trained_on = checkpoint["args"]["env_id"]
+    if trained_on != args.env_id:
+        raise UserError(f"{flag} {run_dir}: that run is on {trained_on}, not --env-id {args.env_id}")
+    agent.load_state_dict(checkpoint["agent"])
+    lr = optimizer.param_groups[0]["lr"]
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    optimizer.param_groups[0]["lr"] = lr  # our tensor, on our device; train() fills it
+    torch.set_rng_state(checkpoint["rng"])
+    if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    return Progress(**checkpoint["progress"])
+
+
+# ==================================================================================================
+# 9. Training, evaluation, command line    [shared: all five]
+# ==================================================================================================
+def check_args(args: Args) -> None:
+    """UserError for the first flag that cannot work, before anything is written."""
+    above_0 = ("total_timesteps num_envs num_steps learning_rate update_epochs num_minibatches "
+               "clip_coef clip_obs clip_reward target_kl episodes_per_update critic_epochs "
+               "cg_iters backtrack_iters")
+    for names, limits, inside in (
+            (above_0, "above 0", lambda x: x > 0),
+            ("seed ent_coef vf_coef max_grad_norm eval_episodes", "0 or above", lambda x: x >= 0),
+            ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
+        for name in names.split():
+            value = getattr(args, name, None)
+            if value is not None and not inside(value):
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+    if args.batch_size > args.total_timesteps:
+        raise UserError(f"--total-timesteps {args.total_timesteps}: less than one iteration, "
+                        f"{args.batch_size} steps")
+    parts = getattr(args, "num_minibatches", 1)
+    if args.batch_size % parts or args.batch_size // parts < 2:
+        raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
+                        "(--num-envs × --num-steps) into minibatches of 2 or more")
+    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")
+    if args.capture_video:
+        try:
+            env = gym.make(args.env_id, render_mode="rgb_array")
+            env.reset()
+            env.render()
+            importlib.metadata.version("moviepy")
+        except Exception as error:
+            raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
+                            "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
+
+
+def check_finite(step: int, **quantities: Tensor | float) -> None:
+    for name, value in quantities.items():
+        if not torch.as_tensor(value).isfinite().all():
+            raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops; the last "
+                            "checkpoint is intact. Often a smaller --learning-rate helps")
+
+
+def start(args: Args) -> torch.device:
+    """Seed, choose the device, say what is about to run."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # networks of this size lose with more
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
+    torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    print(f"{ALGORITHM} on {args.env_id}, seed {args.seed}; "
+          + ", ".join(f"{name} {value}" for name, value in facts(device).items()))
+    if args.cuda and device.type == "cpu":
+        print("--cuda: no usable GPU, running on the CPU (--no-cuda silences this)")
+    return device
+
+
+def facts(device: torch.device) -> dict[str, str]:
+    """What a result depends on besides the flags."""
+    packages = [p for p in ("torch", "numpy", "gymnasium", "mujoco") if importlib.util.find_spec(p)]
+    return {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "python": sys.version.split()[0], **{p: importlib.metadata.version(p) for p in packages}}
+
+
+def train(args: Args) -> Agent:
+    """A whole run: start or resume, iterate, save, evaluate."""
+    check_args(args)
+    device, envs = start(args), make_envs(args)
+    agent = Agent(envs, args).to(device)
+    optimizer, progress = make_optimizer(agent, args), Progress()
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run_dir = Path(args.resume or Path(args.run_dir, name.replace("/", "-")))
+    if args.resume:
+        progress = restore("--resume", args, agent, optimizer)
+        print(f"resumed at step {progress.global_step:,}; running episodes start anew")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "args.json").write_text(
+        json.dumps(dataclasses.asdict(args) | facts(device), indent=2))
+    print(f"{args.total_timesteps // args.batch_size:,} iterations of {args.num_steps} steps × "
+          f"{args.num_envs} environments, logged in {run_dir}", flush=True)
+    logger, stop, saved = Logger(args, run_dir, progress), catch_signals(), time.perf_counter()
+    obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
+    while progress.global_step + args.batch_size <= args.total_timesteps and not stop:
+        step, began = progress.global_step, time.perf_counter()
+        lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
+        optimizer.param_groups[0]["lr"].fill_(lr)
+        rollout, obs = collect_rollout(agent, envs, obs, args)
+        check_finite(step + rollout.size, observation=rollout.obs, reward=rollout.rewards)
+        metrics = update(agent, optimizer, rollout, args)
+        check_finite(step + rollout.size, **{k: v for k, v in metrics.items() if "loss" in k})
+        progress.advance(rollout.size, time.perf_counter() - began, rollout.episodes)
+        logger.log(progress, rollout, metrics | {"learning_rate": lr})
+        if time.perf_counter() - saved > 30:
+            save_checkpoint(run_dir, agent, optimizer, args, progress)
+            saved = time.perf_counter()
+    save_checkpoint(run_dir, agent, optimizer, args, progress)
+    logger.close()
+    envs.close()
+    if stop:
+        print(f"stopped at step {progress.global_step:,}; go on with --resume {run_dir}")
+    elif args.eval_episodes:
+        report_evaluation(agent, args, run_dir)
+    return agent
+
+
+def catch_signals() -> list[int]:
+    """Ctrl-C and SIGTERM fill the returned list, to be looked at between iterations; a second
+    one ends the process as usual."""
+    caught = []
+
+    def handler(signum, frame):
+        caught.append(signum)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+    return caught
+
+
+def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None = None
+             ) -> list[float]:
+    """Raw returns of whole episodes with frozen statistics, played one after the other (the first
+    to end out of several played at once would be the short ones)."""
+    args, returns = dataclasses.replace(args, num_envs=1), []
+    envs, actor = make_envs(args, video_folder), copy.deepcopy(agent).cpu()
+    obs, _ = envs.reset(seed=env_seeds(args, 2**31))  # not the episodes of the training
+    while len(returns) < episodes:
+        with torch.no_grad():
+            policy = actor.policy(torch.from_numpy(obs))
+            actions = policy.mode if args.eval_deterministic else policy.sample()
+        obs, _, _, _, infos = envs.step(actor.to_env(actions))
+        returns += [episodic_return for episodic_return, _ in finished_episodes(infos)]
+    envs.close()
+    return returns
+
+
+def report_evaluation(agent: Agent, args: Args, run_dir: Path) -> None:
+    """Evaluate, print, and write evaluation.json and, if asked, videos/ into the run directory."""
+    actions = "deterministic" if args.eval_deterministic else "sampled"
+    returns = evaluate(agent, args, args.eval_episodes,
+                       run_dir / "videos" if args.capture_video else None)
+    print(f"evaluation, {len(returns)} episodes, {actions} actions: "
+          f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}")
+    (run_dir / "evaluation.json").write_text(json.dumps({"actions": actions, "returns": returns}))
+    if args.track and args.capture_video:
+        import wandb
+        with wandb.init(project=args.wandb_project_name, entity=args.wandb_entity,
+                        dir=str(run_dir), id=run_dir.name, resume="allow") as run:
+            run.log({f"videos/{v.stem}": wandb.Video(str(v)) for v in run_dir.glob("videos/*.mp4")})
+
+
+def parse_args() -> Args:
+    """Flags; with --resume or --evaluate, the flags of that run, changed by those given now."""
+    args = tyro.cli(Args, description=__doc__.splitlines()[0])
+    for flag in ("resume", "evaluate"):
+        if run_dir := getattr(args, flag):
+            saved = load_checkpoint(f"--{flag}", run_dir)["args"]
+            saved |= {"resume": None, "evaluate": None, "capture_video": False}
+            return tyro.cli(Args, default=Args(**saved))
+    return args
+
+
+def main() -> None:
+    try:
+        args = parse_args()
+        if not args.evaluate:
+            train(args)
+            return
+        check_args(args)
+        envs = make_envs(args)
+        agent = Agent(envs, args)
+        restore("--evaluate", args, agent, make_optimizer(agent, args))
+        report_evaluation(agent, args, Path(args.evaluate))
+    except UserError as error:
+        print(f"{ALGORITHM}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
