@@ -14,9 +14,11 @@ What differs from ppo_discrete.py: section 3. The algorithm does not care about 
 [PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
 [IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
+[ADAM] Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv 1412.6980
 
 Run it: python ppo_continuous.py --env-id HalfCheetah-v4
 """
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -27,8 +29,8 @@ import importlib.util
 import json
 import math
 import os
-import signal
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -128,7 +130,8 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
         if video_folder:
             env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
         env = gym.wrappers.RecordEpisodeStatistics(env)  # the raw return, in info["episode"]
-        env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
+        if len(space.shape) != 1:
+            env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
         return gym.wrappers.DtypeObservation(env, np.float32)  # a copy: some reuse their buffer
 
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # our own cast
@@ -144,9 +147,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
                         + (f" Nearest names: {', '.join(near)}." if near else ""))
 
 
-@functools.cache
-def say_once(text: str) -> None:
-    print(text, file=sys.stderr)
+say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
 
 
 def env_seeds(args: Args, stream: int) -> list[int]:
@@ -225,7 +226,11 @@ class Agent(nn.Module):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"--env-id {args.env_id}: its action space is {space}; this script needs"
                             " a vector of real numbers (for Discrete actions: ppo_discrete.py)")
-        self.args, self.low, self.high = args, space.low, space.high
+        bounded = np.isfinite(space.low) & np.isfinite(space.high)
+        self.limit = np.where(bounded, np.float32(1), np.float32(np.inf))
+        self.scale = np.where(bounded, (space.high - space.low) / 2, np.float32(1))
+        self.shift = np.where(bounded, (space.high + space.low) / 2, np.float32(0))
+        self.args = args
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
         self.running_return: Tensor | float = 0.0  # (N,) for scale_rewards
         self.actor = self.network(obs_size, space.shape[0], gain=0.01)  # μ ≈ 0 everywhere at first
@@ -261,9 +266,7 @@ class Agent(nn.Module):
 
         The sample itself is what is stored: log π belongs to it, not to the clipped action.
         """
-        if not np.isfinite([self.low, self.high]).all():
-            return actions.numpy().clip(self.low, self.high)
-        return self.low + (actions.numpy().clip(-1, 1) + 1) / 2 * (self.high - self.low)
+        return actions.numpy().clip(-self.limit, self.limit) * self.scale + self.shift
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
         """r_t / std(R), where R_t = r_t + γ R_{t−1} starts anew with every episode. [IM §3]
@@ -413,39 +416,63 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 # ==================================================================================================
 # 7. Update    [shared: ppo]
 # ==================================================================================================
-def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
-    """Adam on θ, one vector with all parameters in it; the layers' weights become views of it.
+class Adam(nn.Module):
+    """Adam on θ, one vector that holds all parameters: the layers' weights become views of it.
 
-    Gradient clipping and Adam are then one operation each, not one per layer.
+        m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
+
+    m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector this is a handful of
+    operations, which compile into one function, or record into one CUDA graph, with the gradient.
+    ε = 1e-5, not the usual 1e-8, is folklore.
     """
-    parameters = list(agent.parameters())
-    theta = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    for p, view in zip(parameters, theta.detach().split([p.numel() for p in parameters])):
-        p.data = view.view_as(p)
-    lr = torch.tensor(args.learning_rate, device=theta.device)  # so a CUDA graph sees it change
-    return torch.optim.Adam([theta], lr, eps=1e-5, fused=True, capturable=theta.is_cuda)
+
+    def __init__(self, parameters: list[nn.Parameter], learning_rate: float):
+        super().__init__()
+        self.views = parameters
+        self.theta = torch.cat([p.detach().flatten() for p in parameters])
+        for p, view in zip(parameters, self.theta.split([p.numel() for p in parameters])):
+            p.data = view.view_as(p)
+        self.register_buffer("m", torch.zeros_like(self.theta))
+        self.register_buffer("v", torch.zeros_like(self.theta))
+        self.register_buffer("k", torch.zeros((), dtype=torch.float64, device=self.theta.device))
+        self.register_buffer("lr", torch.tensor(learning_rate, device=self.theta.device))
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """∇_θ loss, a vector like θ."""
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.views)])
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        self.k += 1
+        self.m.lerp_(gradient, 1 - 0.9)
+        self.v.lerp_(gradient.square(), 1 - 0.999)
+        m_hat, v_hat = self.m / (1 - 0.9**self.k), self.v / (1 - 0.999**self.k)
+        self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
 
 
-def minibatch_gradient(agent: Agent, batch: Batch, idx: Tensor, args: Args
-                       ) -> tuple[Tensor, Tensor]:
-    """∇_θ of the loss on transitions idx (M,), clipped to max_grad_norm, and its norm before."""
+def make_optimizer(agent: Agent, args: Args) -> Adam:
+    return Adam(list(agent.parameters()), args.learning_rate)
+
+
+def minibatch_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args, idx: Tensor) -> Tensor:
+    """One step on the transitions idx (M,); returns the gradient's norm before clipping."""
     obs, actions, logprobs, values, advantages, returns = (x[idx] for x in batch)
     policy, clip_value = agent.policy(obs), args.clip_coef if args.clip_vloss else None
     loss = policy_loss(policy.log_prob(actions), logprobs, advantages, args.clip_coef)
     loss = loss + args.vf_coef * value_loss(agent.value(obs), values, returns, clip_value)
     if args.ent_coef:
         loss = loss - args.ent_coef * policy.entropy().mean()
-    gradients = torch.autograd.grad(loss, list(agent.parameters()))
-    gradient = torch.cat([g.flatten() for g in gradients])
+    gradient = optimizer.gradient(loss)
     norm = gradient.norm()
     if args.max_grad_norm:
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-    return gradient, norm
+    optimizer.step(gradient)
+    return norm
 
 
 @functools.cache
 def compiled(function):
-    torch._dynamo.config.trace_autograd_ops = True  # the backward pass inside the same kernel
+    torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same function
     return torch.compile(function, fullgraph=True)
 
 
@@ -463,26 +490,20 @@ def cuda_graph(step, idx: Tensor):
     return replay
 
 
-def update(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: Args
-           ) -> dict[str, float]:
+def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """K epochs of minibatch steps on one rollout; returns its metrics."""
-    batch, theta = make_batch(agent, rollout, args), optimizer.param_groups[0]["params"][0]
+    batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()
         batch = batch._replace(advantages=centred / (centred.std() + 1e-8))
-    gradient = compiled(minibatch_gradient) if args.compile else minibatch_gradient
-
-    def step(idx: Tensor) -> Tensor:
-        theta.grad, norm = gradient(agent, batch, idx, args)
-        optimizer.step()
-        return norm
-
-    grad_norms = []
-    epochs = (torch.randperm(args.batch_size, device=theta.device) for _ in range(args.update_epochs))
+    step = functools.partial(compiled(minibatch_step) if args.compile else minibatch_step,
+                             agent, optimizer, batch, args)
+    grad_norms, device = [], batch.obs.device
+    epochs = (torch.randperm(args.batch_size, device=device) for _ in range(args.update_epochs))
     for idx in (idx for epoch in epochs for idx in epoch.split(args.minibatch_size)):
         if args.target_kl is not None and minibatch_kl(agent, batch, idx) > args.target_kl:
             break
-        if theta.is_cuda and len(grad_norms) == 1:  # the first step, eager, set up Adam's state
+        if idx.is_cuda and len(grad_norms) == 1:  # the first step runs as it is, to warm up
             step = cuda_graph(step, idx)
         grad_norms.append(step(idx))
     metrics = diagnostics(agent, batch, grad_norms, args)
@@ -538,12 +559,12 @@ class Progress:
     episodes: int = 0
     last_returns: list[float] = field(default_factory=list)  # raw, of the last 100 episodes
 
-    def advance(self, steps: int, seconds: float, episodes: list[tuple[int, float, int]]) -> None:
+    def advance(self, rollout: Rollout, seconds: float) -> None:
         self.iteration += 1
-        self.global_step += steps
+        self.global_step += rollout.size
         self.seconds += seconds
-        self.episodes += len(episodes)
-        self.last_returns = (self.last_returns + [e[1] for e in episodes])[-100:]
+        self.episodes += len(rollout.episodes)
+        self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
 
 
 class Logger:
@@ -608,7 +629,7 @@ class Logger:
             self.wandb.finish()
 
 
-def save_checkpoint(run_dir: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args,
+def save_checkpoint(run_dir: Path, agent: Agent, optimizer: nn.Module, args: Args,
                     progress: Progress) -> None:
     """Tensors and plain values only; renamed into place, so a crash leaves the last one whole."""
     checkpoint = {
@@ -622,30 +643,28 @@ def save_checkpoint(run_dir: Path, agent: Agent, optimizer: torch.optim.Optimize
 
 def load_checkpoint(flag: str, run_dir: str) -> dict:
     """UserError if there is none, it cannot be read, or another script wrote it."""
-    path = Path(run_dir) / "checkpoint.pt"
+    path = Path(run_dir, "checkpoint.pt")
     if not path.is_file():
-        raise UserError(f"{flag} {run_dir}: there is no checkpoint.pt; it must be a run directory")
+        raise UserError(f"{flag} {run_dir}: no checkpoint.pt there; give a run directory")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         algorithm = checkpoint["algorithm"]
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged ({type(error).__name__})")
     if algorithm != ALGORITHM:
-        raise UserError(f"{flag} {run_dir}: that is a run of {algorithm}.py, not {ALGORITHM}.py")
+        raise UserError(f"{flag} {run_dir}: a run of {algorithm}.py, use that script")
     return checkpoint
 
 
-def restore(flag: str, args: Args, agent: Agent, optimizer: torch.optim.Optimizer) -> Progress:
+def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progress:
     """Put everything back but the environments, whose running episodes start anew."""
     run_dir = args.resume or args.evaluate
     checkpoint = load_checkpoint(flag, run_dir)
-    trained_on = checkpoint["args"]["env_id"]
-    if trained_on != args.env_id:
-        raise UserError(f"{flag} {run_dir}: that run is on {trained_on}, not --env-id {args.env_id}")
+    if checkpoint["args"]["env_id"] != args.env_id:
+        raise UserError(f"{flag} {run_dir}: a run on {checkpoint['args']['env_id']}, "
+                        f"not on --env-id {args.env_id}")
     agent.load_state_dict(checkpoint["agent"])
-    lr = optimizer.param_groups[0]["lr"]
     optimizer.load_state_dict(checkpoint["optimizer"])
-    optimizer.param_groups[0]["lr"] = lr  # our tensor, on our device; train() fills it
     torch.set_rng_state(checkpoint["rng"])
     if torch.cuda.is_available() and checkpoint["cuda_rng"]:
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -696,18 +715,13 @@ def check_finite(step: int, **quantities: Tensor | float) -> None:
 
 
 def start(args: Args) -> torch.device:
-    """Seed, choose the device, say what is about to run."""
+    """Seed PyTorch and choose the device."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # networks of this size lose with more
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    print(f"{ALGORITHM} on {args.env_id}, seed {args.seed}; "
-          + ", ".join(f"{name} {value}" for name, value in facts(device).items()))
-    if args.cuda and device.type == "cpu":
-        print("--cuda: no usable GPU, running on the CPU (--no-cuda silences this)")
-    return device
+    torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and we never read it
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
 def facts(device: torch.device) -> dict[str, str]:
@@ -723,44 +737,55 @@ def train(args: Args) -> Agent:
     device, envs = start(args), make_envs(args)
     agent = Agent(envs, args).to(device)
     optimizer, progress = make_optimizer(agent, args), Progress()
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    run_dir = Path(args.resume or Path(args.run_dir, name.replace("/", "-")))
+    run_dir = Path(args.run_dir, f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.seed}__"
+                                 f"{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
-        progress = restore("--resume", args, agent, optimizer)
-        print(f"resumed at step {progress.global_step:,}; running episodes start anew")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(
-        json.dumps(dataclasses.asdict(args) | facts(device), indent=2))
-    print(f"{args.total_timesteps // args.batch_size:,} iterations of {args.num_steps} steps × "
-          f"{args.num_envs} environments, logged in {run_dir}", flush=True)
-    logger, stop, saved = Logger(args, run_dir, progress), catch_signals(), time.perf_counter()
+        run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
+    announce(args, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
-    while progress.global_step + args.batch_size <= args.total_timesteps and not stop:
-        step, began = progress.global_step, time.perf_counter()
-        lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
-        optimizer.param_groups[0]["lr"].fill_(lr)
-        rollout, obs = collect_rollout(agent, envs, obs, args)
-        check_finite(step + rollout.size, observation=rollout.obs, reward=rollout.rewards)
-        metrics = update(agent, optimizer, rollout, args)
-        check_finite(step + rollout.size, **{k: v for k, v in metrics.items() if "loss" in k})
-        progress.advance(rollout.size, time.perf_counter() - began, rollout.episodes)
-        logger.log(progress, rollout, metrics | {"learning_rate": lr})
-        if time.perf_counter() - saved > 30:
-            save_checkpoint(run_dir, agent, optimizer, args, progress)
-            saved = time.perf_counter()
-    save_checkpoint(run_dir, agent, optimizer, args, progress)
-    logger.close()
+    stop, saved = catch_signals(), time.perf_counter()
+    with contextlib.closing(Logger(args, run_dir, progress)) as logger:
+        while not stop and progress.global_step + args.batch_size <= args.total_timesteps:
+            step, began = progress.global_step, time.perf_counter()
+            lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
+            optimizer.lr.fill_(lr)
+            rollout, obs = collect_rollout(agent, envs, obs, args)
+            check_finite(step + rollout.size, observation=rollout.obs, reward=rollout.rewards)
+            metrics = update(agent, optimizer, rollout, args)
+            check_finite(step + rollout.size, **{k: v for k, v in metrics.items() if "loss" in k})
+            progress.advance(rollout, time.perf_counter() - began)
+            logger.log(progress, rollout, metrics | {"learning_rate": lr})
+            if time.perf_counter() - saved > 30:
+                save_checkpoint(run_dir, agent, optimizer, args, progress)
+                saved = time.perf_counter()
+        save_checkpoint(run_dir, agent, optimizer, args, progress)
     envs.close()
     if stop:
-        print(f"stopped at step {progress.global_step:,}; go on with --resume {run_dir}")
+        print(f"stopped at step {progress.global_step:,}; to go on: --resume {run_dir}")
     elif args.eval_episodes:
         report_evaluation(agent, args, run_dir)
     return agent
 
 
+def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress) -> None:
+    """Say what is about to run, and write args.json."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "args.json").write_text(
+        json.dumps(dataclasses.asdict(args) | facts(device), indent=2))
+    print(f"{ALGORITHM} on {args.env_id}, seed {args.seed}; "
+          + ", ".join(f"{name} {version}" for name, version in facts(device).items()))
+    if args.cuda and device.type == "cpu":
+        print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
+    if args.resume:
+        print(f"resumed at step {progress.global_step:,}; running episodes start anew")
+    whole = args.total_timesteps // args.batch_size
+    print(f"{whole:,} iterations of {args.batch_size:,} steps = {whole * args.batch_size:,} of "
+          f"{args.total_timesteps:,} steps, logged in {run_dir}", flush=True)
+
+
 def catch_signals() -> list[int]:
-    """Ctrl-C and SIGTERM fill the returned list, to be looked at between iterations; a second
-    one ends the process as usual."""
+    """Ctrl-C and SIGTERM go into the returned list, which is looked at between iterations; the
+    next one ends the process as usual."""
     caught = []
 
     def handler(signum, frame):

@@ -1,0 +1,205 @@
+"""The scripts under test, tiny environments with known answers, and a few helpers."""
+import csv
+import dataclasses
+import importlib
+import itertools
+import signal
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+LADDER = ["reinforce", "a2c", "ppo_discrete", "ppo_continuous", "trpo"]
+NAMES = [name for name in LADDER if (ROOT / f"{name}.py").exists()]
+SCRIPTS = [importlib.import_module(name) for name in NAMES]
+ACTOR_CRITIC = [s for s in SCRIPTS if hasattr(s, "compute_gae")]
+PPO = [s for s in SCRIPTS if s.__name__.startswith("ppo_")]
+
+
+def kinds(script) -> list[str]:
+    """The action spaces that a script takes."""
+    return {"ppo_discrete": ["discrete"], "ppo_continuous": ["continuous"]}.get(
+        script.__name__, ["discrete", "continuous"])
+
+
+def each(scripts):
+    """Parametrise a test over scripts (argument `script`)."""
+    return pytest.mark.parametrize("script", scripts, ids=lambda s: s.__name__)
+
+
+def each_kind(scripts):
+    """Parametrise a test over scripts and the action spaces they take (`script`, `kind`)."""
+    cases = [(s, kind) for s in scripts for kind in kinds(s)]
+    return pytest.mark.parametrize("script, kind", cases,
+                                   ids=[f"{s.__name__}-{kind}" for s, kind in cases])
+
+
+# --------------------------------------------------------------------------------------------------
+# Environments
+# --------------------------------------------------------------------------------------------------
+class Count(gym.Env):
+    """Observes [episode, step in it]; the reward is the step's number: every transition is known.
+
+    The i-th one built has episodes of lengths[i] steps. `built` lists all since the test began.
+    """
+
+    built: list["Count"] = []
+
+    def __init__(self, kind="discrete", lengths=(3,), ends="terminated", reuse=False,
+                 dtype=np.float32, low=-1.0, high=1.0):
+        self.index, self.ends, self.reuse, self.dtype = len(self.built), ends, reuse, dtype
+        self.length = lengths[self.index % len(lengths)]
+        self.built.append(self)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), dtype)
+        self.action_space = gym.spaces.Discrete(2) if kind == "discrete" else gym.spaces.Box(
+            np.array([low, low], np.float32), np.array([high, high + 1], np.float32))
+        self.buffer, self.episode, self.actions, self.seeds = np.zeros(2, dtype), -1, [], []
+
+    def observe(self):
+        self.buffer[:] = self.episode, self.time
+        return self.buffer if self.reuse else self.buffer.copy()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self.episode, self.time = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        self.time += 1
+        end = self.time == self.length
+        return (self.observe(), float(self.time), end and self.ends in ("terminated", "both"),
+                end and self.ends in ("truncated", "both"), {})
+
+
+class OneStep(gym.Env):
+    """One observation, one step. Discrete: arm 2 of 4 is best. Continuous: the target is 0.5."""
+
+    def __init__(self, kind="discrete"):
+        self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+        self.action_space = (gym.spaces.Discrete(4) if kind == "discrete"
+                             else gym.spaces.Box(-1, 1, (1,), np.float32))
+        self.kind = kind
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        reward = ([0.0, 0.2, 1.0, 0.5][action] if self.kind == "discrete"
+                  else -float(action[0] - 0.5) ** 2)
+        return np.ones(1, np.float32), reward, True, False, {}
+
+
+class Constant(gym.Env):
+    """Reward 1 for ever; a time limit of 5 cuts it into episodes. V = 1 / (1 − γ)."""
+
+    limit = 5
+
+    def __init__(self, kind="discrete"):
+        self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+        self.action_space = (gym.spaces.Discrete(2) if kind == "discrete"
+                             else gym.spaces.Box(-1, 1, (1,), np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.ones(1, np.float32), 1.0, False, self.time == self.limit, {}
+
+
+class Broken(Constant):
+    """From its k-th step on (counted over all episodes) it returns NaN as `what`."""
+
+    def __init__(self, kind="discrete", k=20, what="reward"):
+        super().__init__(kind)
+        self.k, self.what, self.steps = k, what, 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        if self.steps >= self.k and self.what == "reward":
+            reward = float("nan")
+        if self.steps >= self.k and self.what == "observation":
+            obs = obs * np.nan
+        return obs, reward, terminated, truncated, info
+
+
+class Spaces(gym.Env):
+    """Never stepped: only its spaces matter."""
+
+    def __init__(self, obs=None, action=None):
+        self.observation_space = obs or gym.spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = action or gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+
+numbers = itertools.count()
+
+
+def register(cls, **kwargs) -> str:
+    """Register `cls` with these constructor arguments; returns its new environment id."""
+    env_id = f"tests/{cls.__name__}{next(numbers)}-v0"
+    gym.register(env_id, cls, kwargs=kwargs, disable_env_checker=True)
+    return env_id
+
+
+# --------------------------------------------------------------------------------------------------
+# Helpers
+# --------------------------------------------------------------------------------------------------
+def tiny_args(script, **changes):
+    """Args of a run of a few dozen steps on the CPU; fields that a script lacks are left out."""
+    small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2,
+             "total_timesteps": 64, "episodes_per_update": 4, "critic_epochs": 2, "cuda": False,
+             "eval_episodes": 0}
+    fields = {f.name for f in dataclasses.fields(script.Args)}
+    return script.Args(**{k: v for k, v in (small | changes).items() if k in fields})
+
+
+def setup(script, **changes):
+    """args, envs, agent and the first observation."""
+    args = tiny_args(script, **changes)
+    torch.manual_seed(args.seed)
+    envs = script.make_envs(args)
+    agent = script.Agent(envs, args)
+    obs, _ = envs.reset(seed=script.env_seeds(args, 0))
+    return args, envs, agent, obs
+
+
+def trained(script, run_dir: Path, **changes):
+    """Train in run_dir; returns (args, agent, the run directory made)."""
+    args = tiny_args(script, run_dir=str(run_dir), **changes)
+    before = set(run_dir.glob("*"))
+    agent = script.train(args)
+    made = set(run_dir.glob("*")) - before
+    assert len(made) == 1
+    return args, agent, made.pop()
+
+
+def rows(run: Path, without=("seconds", "SPS")) -> list[dict[str, str]]:
+    """progress.csv without its clock columns."""
+    with (run / "progress.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    """Undo what train() sets for a whole process."""
+    Count.built.clear()
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for s, handler in handlers.items():
+        signal.signal(s, handler)
+    torch.use_deterministic_algorithms(False)
