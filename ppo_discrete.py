@@ -34,6 +34,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -294,7 +295,7 @@ class Rollout(NamedTuple):
         return self.rewards.numel()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, args: Args
                     ) -> tuple[Rollout, np.ndarray]:
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
@@ -308,15 +309,15 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
     for t in range(args.num_steps):
         actions = actor.policy(torch.from_numpy(obs)).sample()
         next_obs, rewards, terminated, truncated, infos = envs.step(actor.to_env(actions))
-        successor = next_obs.copy()
+        successor = next_obs
         if "final_obs" in infos:  # next_obs is already the next episode's first: put the last back
-            ended = infos["_final_obs"]
+            ended, successor = infos["_final_obs"], next_obs.copy()
             successor[ended] = np.stack(infos["final_obs"][ended])
             episodes += [((t + 1) * args.num_envs, *end) for end in finished_episodes(infos)]
         steps.append((obs, actions.numpy(), rewards.astype(np.float32), successor,
                       terminated, terminated | truncated))
         obs = next_obs
-    return Rollout(*(torch.from_numpy(np.stack(x)) for x in zip(*steps)), episodes), obs
+    return Rollout(*(torch.from_numpy(np.array(x)) for x in zip(*steps)), episodes), obs
 
 
 # ==================================================================================================
@@ -565,7 +566,8 @@ class Logger:
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
-            csv.writer(self.path.open("w", newline="")).writerows(rows)
+            with self.path.open("w", newline="") as file:
+                csv.writer(file).writerows(rows)
         self.tensorboard = SummaryWriter(str(run_dir), purge_step=progress.global_step + 1)
         self.wandb = None
         if args.track:
@@ -587,25 +589,23 @@ class Logger:
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
         """One iteration. episodic_return and episodic_length are means over the episodes that
         ended in it (empty if none did); return_100 is the mean of the last 100 episodes."""
-        episodes, start = rollout.episodes, progress.global_step - rollout.size
-        for step, episodic_return, length in episodes:
+        start = progress.global_step - rollout.size
+        for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
         sps = round(progress.global_step / progress.seconds)
-        self.scalars(progress.global_step, {"charts/SPS": sps} | {
-            ("charts/" if name == "learning_rate" else "losses/") + name: value
-            for name, value in metrics.items()})
-        mean = {"return_100": progress.last_returns, "episodic_return": [e[1] for e in episodes],
-                "episodic_length": [e[2] for e in episodes]}
-        mean = {name: float(np.mean(x)) if x else "" for name, x in mean.items()}
+        charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}
+        losses = {f"losses/{k}": v for k, v in metrics.items() if k != "learning_rate"}
+        self.scalars(progress.global_step, charts | losses)
+        _, returns, lengths = zip(*rollout.episodes) if rollout.episodes else [()] * 3
         row = {"iteration": progress.iteration, "global_step": progress.global_step,
                "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
-               "episodic_return": mean["episodic_return"],
-               "episodic_length": mean["episodic_length"], "SPS": sps,
-               "return_100": mean["return_100"], **metrics}
+               "episodic_return": mean(returns), "episodic_length": mean(lengths), "SPS": sps,
+               "return_100": mean(progress.last_returns), **metrics}
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows([row] * (file.tell() == 0) + [row.values()])
-        text = f"return {mean['return_100'] or math.nan:.1f}, {sps:,} SPS"
+        average = f"{row['return_100']:.1f}" if progress.last_returns else "–"
+        text = f"return {average}, {sps:,} SPS"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(progress.global_step - self.bar.n)
         if self.bar.disable and progress.global_step * 20 // self.total > self.marks:
@@ -617,6 +617,11 @@ class Logger:
         self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def mean(values: Sequence[float]) -> float | str:
+    """Empty, not zero, where there is nothing to average."""
+    return float(np.mean(values)) if values else ""
 
 
 def save_checkpoint(run_dir: Path, agent: Agent, optimizer: nn.Module, args: Args,
@@ -714,13 +719,6 @@ def start(args: Args) -> torch.device:
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
-def facts(device: torch.device) -> dict[str, str]:
-    """What a result depends on besides the flags."""
-    packages = [p for p in ("torch", "numpy", "gymnasium", "mujoco") if importlib.util.find_spec(p)]
-    return {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "python": sys.version.split()[0], **{p: importlib.metadata.version(p) for p in packages}}
-
-
 def train(args: Args) -> Agent:
     """A whole run: start or resume, iterate, save, evaluate."""
     check_args(args)
@@ -733,8 +731,8 @@ def train(args: Args) -> Agent:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
     announce(args, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
-    stop, saved = catch_signals(), time.perf_counter()
-    with contextlib.closing(Logger(args, run_dir, progress)) as logger:
+    saved = time.perf_counter()
+    with contextlib.closing(Logger(args, run_dir, progress)) as logger, caught_signals() as stop:
         while not stop and progress.global_step + args.batch_size <= args.total_timesteps:
             step, began = progress.global_step, time.perf_counter()
             lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
@@ -759,33 +757,37 @@ def train(args: Args) -> Agent:
 
 def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress) -> None:
     """Say what is about to run, and write args.json."""
+    facts = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+             "python": sys.version.split()[0]}
+    for package in ("torch", "numpy", "gymnasium", "mujoco"):
+        if importlib.util.find_spec(package):
+            facts[package] = importlib.metadata.version(package)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(
-        json.dumps(dataclasses.asdict(args) | facts(device), indent=2))
-    print(f"{ALGORITHM} on {args.env_id}, seed {args.seed}; "
-          + ", ".join(f"{name} {version}" for name, version in facts(device).items()))
+    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args) | facts, indent=2))
+    print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
     if args.cuda and device.type == "cpu":
         print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
     if args.resume:
         print(f"resumed at step {progress.global_step:,}; running episodes start anew")
     whole = args.total_timesteps // args.batch_size
-    print(f"{whole:,} iterations of {args.batch_size:,} steps = {whole * args.batch_size:,} of "
-          f"{args.total_timesteps:,} steps, logged in {run_dir}", flush=True)
+    print(f"{whole:,} iterations × {args.batch_size:,} steps = {whole * args.batch_size:,} of "
+          f"{args.total_timesteps:,} steps, in {run_dir}", flush=True)
 
 
-def catch_signals() -> list[int]:
-    """Ctrl-C and SIGTERM go into the returned list, which is looked at between iterations; the
-    next one ends the process as usual."""
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM go into a list, to be looked at between iterations; a second is final."""
     caught = []
 
     def handler(signum, frame):
+        if caught:
+            raise KeyboardInterrupt
         caught.append(signum)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGTERM, handler)
-    return caught
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield caught
+    for signum, previous in before.items():
+        signal.signal(signum, previous)
 
 
 def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None = None
@@ -838,13 +840,15 @@ def main() -> None:
             train(args)
             return
         check_args(args)
-        envs = make_envs(args)
-        agent = Agent(envs, args)
+        start(args)
+        agent = Agent(make_envs(args), args)
         restore("--evaluate", args, agent, make_optimizer(agent, args))
         report_evaluation(agent, args, Path(args.evaluate))
     except UserError as error:
         print(f"{ALGORITHM}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

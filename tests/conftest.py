@@ -52,7 +52,7 @@ class Count(gym.Env):
     built: list["Count"] = []
 
     def __init__(self, kind="discrete", lengths=(3,), ends="terminated", reuse=False,
-                 dtype=np.float32, low=-1.0, high=1.0):
+                 dtype=np.float32, low=-1.0, high=1.0, render_mode=None):
         self.index, self.ends, self.reuse, self.dtype = len(self.built), ends, reuse, dtype
         self.length = lengths[self.index % len(lengths)]
         self.built.append(self)
@@ -82,7 +82,7 @@ class Count(gym.Env):
 class OneStep(gym.Env):
     """One observation, one step. Discrete: arm 2 of 4 is best. Continuous: the target is 0.5."""
 
-    def __init__(self, kind="discrete"):
+    def __init__(self, kind="discrete", render_mode=None):
         self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
         self.action_space = (gym.spaces.Discrete(4) if kind == "discrete"
                              else gym.spaces.Box(-1, 1, (1,), np.float32))
@@ -103,7 +103,7 @@ class Constant(gym.Env):
 
     limit = 5
 
-    def __init__(self, kind="discrete"):
+    def __init__(self, kind="discrete", render_mode=None):
         self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
         self.action_space = (gym.spaces.Discrete(2) if kind == "discrete"
                              else gym.spaces.Box(-1, 1, (1,), np.float32))
@@ -121,7 +121,7 @@ class Constant(gym.Env):
 class Broken(Constant):
     """From its k-th step on (counted over all episodes) it returns NaN as `what`."""
 
-    def __init__(self, kind="discrete", k=20, what="reward"):
+    def __init__(self, kind="discrete", k=20, what="reward", render_mode=None):
         super().__init__(kind)
         self.k, self.what, self.steps = k, what, 0
 
@@ -138,7 +138,7 @@ class Broken(Constant):
 class Spaces(gym.Env):
     """Never stepped: only its spaces matter."""
 
-    def __init__(self, obs=None, action=None):
+    def __init__(self, obs=None, action=None, render_mode=None):
         self.observation_space = obs or gym.spaces.Box(-1, 1, (3,), np.float32)
         self.action_space = action or gym.spaces.Discrete(2)
 
@@ -176,6 +176,14 @@ def setup(script, **changes):
     agent = script.Agent(envs, args)
     obs, _ = envs.reset(seed=script.env_seeds(args, 0))
     return args, envs, agent, obs
+
+
+def minibatch_gradient(script, agent, batch, idx, args):
+    """What minibatch_step hands to the optimiser, and the norm it returns; nothing moves."""
+    optimizer, handed = script.make_optimizer(agent, args), []
+    optimizer.step = handed.append
+    norm = script.minibatch_step(agent, optimizer, batch, args, idx)
+    return handed[0], norm
 
 
 def trained(script, run_dir: Path, **changes):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import PPO, Count, each, each_kind, register, setup
+from conftest import PPO, Count, each, each_kind, minibatch_gradient, register, setup
 
 EPS = 0.2
 CASES = [  # the lecture's table: ρ, Â, value of the min, is there a gradient?
@@ -31,12 +31,20 @@ def batch_of(script, kind, **changes):
 
 def gradient_by_part(script, agent, batch, args):
     """{"actor": …, "critic": …, "log_std": …}: the gradient of one minibatch of everything."""
-    gradient, _ = script.minibatch_gradient(agent, batch, torch.arange(len(batch.obs)), args)
+    gradient, _ = minibatch_gradient(script, agent, batch, torch.arange(len(batch.obs)), args)
     names, sizes = zip(*((name, p.numel()) for name, p in agent.named_parameters()))
     parts = {}
     for name, part in zip(names, gradient.split(sizes)):
         parts.setdefault(name.split(".")[0], []).append(part)
     return {name: torch.cat(part) for name, part in parts.items()}
+
+
+@torch.no_grad()
+def descend(agent, step):
+    """θ ← θ − step."""
+    parameters = list(agent.parameters())
+    for p, part in zip(parameters, step.split([p.numel() for p in parameters])):
+        p -= part.view_as(p)
 
 
 @pytest.mark.parametrize("ratio, advantage, value, has_gradient", CASES)
@@ -123,12 +131,11 @@ def test_approx_kl(script):
     new, old = torch.randn(2, 1000, dtype=torch.float64)
     assert all(script.approx_kl(n, o) >= 0 for n, o in zip(new.split(1), old.split(1)))
     assert script.approx_kl(old, old) == 0
-    p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.2, 1.1)
+    p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.2, 1.3)
     actions = p.sample((200_000,))
-    true_kl = torch.distributions.kl_divergence(p, q).item()  # not that of q from p: 0.0259
+    true_kl = torch.distributions.kl_divergence(p, q).item()
     estimate = script.approx_kl(q.log_prob(actions), p.log_prob(actions)).item()
-    assert true_kl == pytest.approx(0.0252, abs=1e-4)
-    assert estimate == pytest.approx(true_kl, rel=0.05)
+    assert estimate == pytest.approx(true_kl, rel=0.03)  # that of the other direction: 0.1026
 
 
 @each_kind(PPO)
@@ -138,11 +145,8 @@ def test_entropy_bonus_raises_the_entropy(script, kind):
     with torch.no_grad():  # a discrete policy starts near uniform, where nothing can be gained
         agent.actor[-1].weight.normal_()
     before = agent.policy(batch.obs).entropy().mean().item()
-    theta = script.make_optimizer(agent, args).param_groups[0]["params"][0]
-    idx = torch.arange(len(batch.obs))
-    gradient, _ = script.minibatch_gradient(agent, batch, idx, args)
-    with torch.no_grad():
-        theta -= 0.01 * gradient / gradient.norm()
+    gradient, _ = minibatch_gradient(script, agent, batch, torch.arange(len(batch.obs)), args)
+    descend(agent, 0.01 * gradient / gradient.norm())
     assert agent.policy(batch.obs).entropy().mean().item() > before + 1e-4
 
 
@@ -180,10 +184,9 @@ def test_policy_gradient_ascends_the_advantage(script, kind):
     """A small step makes actions of positive advantage likelier, of negative less likely."""
     args, agent, batch = batch_of(script, kind)
     batch = batch._replace(advantages=torch.where(torch.arange(len(batch.obs)) % 2 == 0, 1.0, -1.0))
-    theta = script.make_optimizer(agent, args).param_groups[0]["params"][0]
-    gradient, _ = script.minibatch_gradient(agent, batch, torch.arange(len(batch.obs)), args)
+    gradient, _ = minibatch_gradient(script, agent, batch, torch.arange(len(batch.obs)), args)
+    descend(agent, 1e-3 * gradient / gradient.norm())
     with torch.no_grad():
-        theta -= 1e-3 * gradient / gradient.norm()
         change = agent.policy(batch.obs).log_prob(batch.actions) - batch.logprobs
     assert (change * batch.advantages).mean() > 0
 
@@ -193,11 +196,11 @@ def test_gradient_clipping(script, kind):
     """The gradient is scaled to max_grad_norm if it is longer; the norm told is the one before."""
     args, agent, batch = batch_of(script, kind)
     idx = torch.arange(len(batch.obs))
-    raw, norm = script.minibatch_gradient(agent, batch, idx, args)
+    raw, norm = minibatch_gradient(script, agent, batch, idx, args)
     assert norm.item() == pytest.approx(raw.norm().item()) and norm > 0
     for limit, factor in ((norm.item() / 4, 0.25), (norm.item() * 4, 1.0)):
         args.max_grad_norm = limit
-        clipped, norm_before = script.minibatch_gradient(agent, batch, idx, args)
+        clipped, norm_before = minibatch_gradient(script, agent, batch, idx, args)
         torch.testing.assert_close(clipped, factor * raw, rtol=1e-3, atol=1e-8)
         assert norm_before.item() == pytest.approx(norm.item())
 

@@ -135,14 +135,24 @@ def test_stored_action_is_the_sample(script, low, high):
     np.testing.assert_allclose(received, middle + half * stored.clip(-1, 1), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
 @each(CONTINUOUS)
 def test_unbounded_actions_pass_unchanged(script):
-    """Without finite bounds there is nothing to stretch to: the sample goes through."""
+    """Without finite bounds there is nothing to stretch to: the sample goes through, unwarned."""
     env_id = register(Count, kind="continuous", low=-np.inf, high=np.inf)
     args, envs, agent, obs = setup(script, env_id=env_id, log_std_init=1.0)
     rollout, _ = script.collect_rollout(agent, envs, obs, args)
     received = np.stack([env.actions for env in Count.built], axis=1)
     np.testing.assert_allclose(received, rollout.actions.numpy())
+
+
+@each(CONTINUOUS)
+def test_half_bounded_actions_stay_in_bounds(script):
+    """A space with a lower bound only: no action below it reaches the environment."""
+    env_id = register(Count, kind="continuous", low=-0.5, high=np.inf)
+    args, envs, agent, obs = setup(script, env_id=env_id, num_steps=50, log_std_init=1.0)
+    script.collect_rollout(agent, envs, obs, args)
+    assert np.min([env.actions for env in Count.built]) >= -0.5
 
 
 @each([s for s in ACTOR_CRITIC if s.__name__ != "ppo_continuous"])
