@@ -29,6 +29,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -128,7 +129,8 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
             raise UserError(f"--env-id {args.env_id}: its observation is {kind}; "
                             "only vectors (Box) and Discrete observations are supported")
         if video_folder:
-            env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+            env = gym.wrappers.RecordVideo(env, str(video_folder),
+                                           episode_trigger=lambda n: n < args.eval_episodes)
         env = gym.wrappers.RecordEpisodeStatistics(env)  # the raw return, in info["episode"]
         if len(space.shape) != 1:
             env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
@@ -136,15 +138,17 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
 
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # our own cast
     try:
-        if "mujoco" in str(gym.spec(args.env_id).entry_point):
+        if "mujoco" in str(gym.registry.get(args.env_id)):
             import mujoco
-            mujoco.set_mju_user_warning(say_once)
+            mujoco.set_mju_user_warning(say_once)  # else once for each environment
         return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
                                         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError) as error:
-        near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
-        raise UserError(f"--env-id {args.env_id}: {str(error).splitlines()[0]}"
-                        + (f" Nearest names: {', '.join(near)}." if near else ""))
+        text = f"--env-id {args.env_id}: {str(error).splitlines()[0]}"
+        if isinstance(error, gym.error.UnregisteredEnv):
+            near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
+            text += f" Nearest names: {', '.join(near) or 'none'}."
+        raise UserError(text)
 
 
 say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
@@ -696,13 +700,14 @@ def check_args(args: Args) -> None:
             env = gym.make(args.env_id, render_mode="rgb_array")
             env.reset()
             env.render()
+            env.close()
             importlib.metadata.version("moviepy")
         except Exception as error:
             raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
                             "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
 
 
-def check_finite(step: int, **quantities: Tensor | float) -> None:
+def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     for name, value in quantities.items():
         if not torch.as_tensor(value).isfinite().all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops; the last "
@@ -725,33 +730,35 @@ def train(args: Args) -> Agent:
     device, envs = start(args), make_envs(args)
     agent = Agent(envs, args).to(device)
     optimizer, progress = make_optimizer(agent, args), Progress()
-    run_dir = Path(args.run_dir, f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.seed}__"
+    run_dir = Path(args.run_dir, f"{re.sub('[/:]', '-', args.env_id)}__{args.exp_name}__{args.seed}__"
                                  f"{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
     announce(args, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
     saved = time.perf_counter()
-    with contextlib.closing(Logger(args, run_dir, progress)) as logger, caught_signals() as stop:
-        while not stop and progress.global_step + args.batch_size <= args.total_timesteps:
-            step, began = progress.global_step, time.perf_counter()
-            lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
-            optimizer.lr.fill_(lr)
-            rollout, obs = collect_rollout(agent, envs, obs, args)
-            check_finite(step + rollout.size, observation=rollout.obs, reward=rollout.rewards)
-            metrics = update(agent, optimizer, rollout, args)
-            check_finite(step + rollout.size, **{k: v for k, v in metrics.items() if "loss" in k})
-            progress.advance(rollout, time.perf_counter() - began)
-            logger.log(progress, rollout, metrics | {"learning_rate": lr})
-            if time.perf_counter() - saved > 30:
-                save_checkpoint(run_dir, agent, optimizer, args, progress)
-                saved = time.perf_counter()
+    with contextlib.closing(Logger(args, run_dir, progress)) as logger:
+        with caught_signals() as stop:
+            while not stop and progress.global_step + args.batch_size <= args.total_timesteps:
+                step, began = progress.global_step, time.perf_counter()
+                lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
+                optimizer.lr.fill_(lr)
+                rollout, obs = collect_rollout(agent, envs, obs, args)
+                check_finite(step + rollout.size, {"obs": rollout.obs, "reward": rollout.rewards})
+                metrics = update(agent, optimizer, rollout, args)
+                check_finite(step + rollout.size, {k: metrics[k] for k in metrics if "loss" in k})
+                progress.advance(rollout, time.perf_counter() - began)
+                logger.log(progress, rollout, metrics | {"learning_rate": lr})
+                if time.perf_counter() - saved > 30:
+                    save_checkpoint(run_dir, agent, optimizer, args, progress)
+                    saved = time.perf_counter()
         save_checkpoint(run_dir, agent, optimizer, args, progress)
-    envs.close()
-    if stop:
-        print(f"stopped at step {progress.global_step:,}; to go on: --resume {run_dir}")
-    elif args.eval_episodes:
-        report_evaluation(agent, args, run_dir)
+        envs.close()
+        logger.bar.close()
+        if stop:
+            print(f"stopped at step {progress.global_step:,}; to go on: --resume {run_dir}")
+        elif args.eval_episodes:
+            report_evaluation(agent, args, run_dir, logger.wandb)
     return agent
 
 
@@ -785,9 +792,11 @@ def caught_signals() -> Iterator[list[int]]:
         caught.append(signum)
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield caught
-    for signum, previous in before.items():
-        signal.signal(signum, previous)
+    try:
+        yield caught
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
 
 
 def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None = None
@@ -807,19 +816,17 @@ def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None 
     return returns
 
 
-def report_evaluation(agent: Agent, args: Args, run_dir: Path) -> None:
+def report_evaluation(agent: Agent, args: Args, run_dir: Path, wandb_run=None) -> None:
     """Evaluate, print, and write evaluation.json and, if asked, videos/ into the run directory."""
+    videos = run_dir / "videos" if args.capture_video else None
+    returns = evaluate(agent, args, args.eval_episodes, videos)
     actions = "deterministic" if args.eval_deterministic else "sampled"
-    returns = evaluate(agent, args, args.eval_episodes,
-                       run_dir / "videos" if args.capture_video else None)
     print(f"evaluation, {len(returns)} episodes, {actions} actions: "
           f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}")
     (run_dir / "evaluation.json").write_text(json.dumps({"actions": actions, "returns": returns}))
-    if args.track and args.capture_video:
+    if wandb_run and videos:
         import wandb
-        with wandb.init(project=args.wandb_project_name, entity=args.wandb_entity,
-                        dir=str(run_dir), id=run_dir.name, resume="allow") as run:
-            run.log({f"videos/{v.stem}": wandb.Video(str(v)) for v in run_dir.glob("videos/*.mp4")})
+        wandb_run.log({f"videos/{v.stem}": wandb.Video(str(v)) for v in videos.glob("*.mp4")})
 
 
 def parse_args() -> Args:

@@ -1,0 +1,340 @@
+"""The command line: flags, help, and one line for every bad input."""
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, Count, Spaces, each, each_kind, kinds, register, trained
+
+BOX = gym.spaces.Box(-1, 1, (3,), np.float32)
+OTHER = {"ppo_discrete": ("ppo_continuous", BOX),
+         "ppo_continuous": ("ppo_discrete", gym.spaces.Discrete(2))}
+ACTION = {"discrete": gym.spaces.Discrete(2), "continuous": BOX}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """run(script, *flags): call main() in an empty directory → (exit code, stdout, stderr)."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    def call(script, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        code = 0
+        try:
+            script.main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """refused(script, words, *flags): exit code 2, one line with all the words, no files."""
+    def call(script, words, *flags):
+        code, out, err = run(script, *flags)
+        assert code == 2
+        assert len(err.splitlines()) == 1 and err.startswith(f"{script.__name__}: "), err
+        assert "Traceback" not in err
+        missing = [word for word in words if word not in err]
+        assert not missing, f"{missing} not in: {err}"
+        assert not list((tmp_path / "empty").iterdir()), "nothing may be written"
+    return call
+
+
+def small(script, env_id):
+    """Flags of a run of 64 steps."""
+    names = {f.name for f in dataclasses.fields(script.Args)}
+    flags = {"env_id": env_id, "num_envs": 2, "num_steps": 8, "num_minibatches": 2,
+             "update_epochs": 1, "total_timesteps": 64, "eval_episodes": 0}
+    return [x for name, value in flags.items() if name in names
+            for x in (f"--{name.replace('_', '-')}", value)]
+
+
+# --------------------------------------------------------------------------------------------------
+# What works
+# --------------------------------------------------------------------------------------------------
+@each(SCRIPTS)
+def test_help(script):
+    """--help in a process of its own: exit code 0, every flag with its help, nothing on stderr."""
+    done = subprocess.run([sys.executable, str(ROOT / f"{script.__name__}.py"), "--help"],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for f in dataclasses.fields(script.Args):
+        flag = f"--{f.name.replace('_', '-')}"
+        assert re.search(rf"{flag}\b", done.stdout), flag
+        if isinstance(f.default, bool):
+            assert f"--no-{flag[2:]}" in done.stdout
+    assert "discount factor" in done.stdout
+
+
+@each_kind(SCRIPTS)
+def test_a_run(script, kind, run, tmp_path):
+    """A short run from the command line, into the default directory; a word on the arithmetic."""
+    env_id = register(Count, kind=kind)
+    code, out, err = run(script, *small(script, env_id), "--no-cuda")
+    assert (code, err) == (0, "")
+    assert "device cpu" in out and "4 iterations" in out and "GPU" not in out
+    directory, = (tmp_path / "empty" / "runs").iterdir()
+    assert str(directory.name) in out
+
+
+@each(SCRIPTS)
+def test_cuda_without_a_gpu(script, run, monkeypatch):
+    """--cuda where there is no GPU: a line that says so, and the run is done on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    env_id = register(Count, kind=kinds(script)[0])
+    code, out, err = run(script, *small(script, env_id), "--cuda")
+    assert code == 0 and "device cpu" in out
+    assert sum("--cuda" in line and "CPU" in line for line in out.splitlines()) == 1
+
+
+@each(SCRIPTS)
+def test_no_cuda_does_not_ask_the_driver(script, run, monkeypatch):
+    """--no-cuda decides before the driver is touched, when choosing the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("the driver was asked"))
+    assert script.start(script.Args(cuda=False)) == torch.device("cpu")
+
+
+@each(SCRIPTS)
+def test_booleans(script, monkeypatch):
+    """--flag and --no-flag for every boolean; each value arrives."""
+    booleans = [f for f in dataclasses.fields(script.Args) if isinstance(f.default, bool)]
+    assert booleans
+    for prefix, expected in (("--", True), ("--no-", False)):
+        flags = [prefix + f.name.replace("_", "-") for f in booleans]
+        monkeypatch.setattr(sys, "argv", ["x", *flags])
+        args = script.parse_args()
+        assert all(getattr(args, f.name) is expected for f in booleans)
+
+
+@each(SCRIPTS)
+@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--seed", "one"], ["--cuda", "True"]],
+                         ids=" ".join)
+def test_unknown_flags(script, flags, run):
+    """A flag or a value that cannot be parsed: exit code 2 and its name, no traceback."""
+    code, out, err = run(script, *flags)
+    assert code == 2 and flags[-1 if flags[0] == "--cuda" else 0].strip("-") in err
+    assert "Traceback" not in err
+
+
+@each_kind(SCRIPTS)
+def test_resume_and_evaluate_use_the_run_s_flags(script, kind, tmp_path, monkeypatch):
+    """With --resume or --evaluate the run's own flags hold; a flag given now overrides its own."""
+    env_id = register(Count, kind=kind)
+    _, _, directory = trained(script, tmp_path, env_id=env_id, gamma=0.5, seed=9)
+    for flag in ("--resume", "--evaluate"):
+        monkeypatch.setattr(sys, "argv", ["x", flag, str(directory), "--seed", "3"])
+        args = script.parse_args()
+        assert (args.env_id, args.gamma, args.seed) == (env_id, 0.5, 3)
+        assert getattr(args, flag[2:]) == str(directory)
+
+
+@each_kind(SCRIPTS)
+def test_evaluate_from_the_command_line(script, kind, tmp_path, run):
+    """--evaluate plays episodes, prints their mean and std, and trains nothing."""
+    _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    code, out, err = run(script, "--evaluate", directory, "--eval-episodes", "2")
+    assert (code, err) == (0, "") and "2 episodes" in out and "6.0 ± 0.0" in out
+    after = {p.name: p.read_bytes() for p in directory.iterdir() if p.name != "evaluation.json"}
+    assert after == before
+
+
+# --------------------------------------------------------------------------------------------------
+# What is refused: environments
+# --------------------------------------------------------------------------------------------------
+@each(SCRIPTS)
+@pytest.mark.parametrize("env_id, near", [("CartPole-v99", "CartPole-v1"), ("Cartpol-v1", "CartPole-v1"),
+                                          ("HalfCheeta-v4", "HalfCheetah-v4"),
+                                          ("nowhere/Thing-v0", ""), ("no_such_module:X-v0", "")])
+def test_unknown_environment(script, env_id, near, refused):
+    """The flag, the name, and the nearest name there is."""
+    refused(script, ["--env-id", env_id, near], "--env-id", env_id)
+
+
+@each(SCRIPTS)
+def test_missing_simulator(script, refused, monkeypatch):
+    """An environment whose simulator is not installed: the pip line that mends it."""
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    for name in [n for n in sys.modules if n.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, name)
+    refused(script, ["--env-id Ant-v5", "pip install"], "--env-id", "Ant-v5")
+
+
+@each([s for s in SCRIPTS if s.__name__ in OTHER])
+def test_wrong_action_space(script, refused):
+    """The other PPO script is named."""
+    other, space = OTHER[script.__name__]
+    env_id = register(Spaces, action=space)
+    refused(script, ["--env-id", env_id, f"{other}.py"], "--env-id", env_id)
+
+
+@pytest.mark.parametrize("space", [gym.spaces.MultiDiscrete([2, 2]), gym.spaces.MultiBinary(3),
+                                   gym.spaces.Dict(a=BOX), gym.spaces.Box(-1, 1, (2, 2))],
+                         ids=lambda space: type(space).__name__)
+@each(SCRIPTS)
+def test_unsupported_actions(script, space, refused):
+    """MultiDiscrete, MultiBinary, Dict and matrix actions are refused by name."""
+    env_id = register(Spaces, action=space)
+    refused(script, ["--env-id", env_id, type(space).__name__], "--env-id", env_id)
+
+
+@pytest.mark.parametrize("space, word", [
+    (gym.spaces.Dict(a=BOX), "Dict"), (gym.spaces.Tuple([BOX, BOX]), "Tuple"),
+    (gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), "image"),
+    (gym.spaces.MultiDiscrete([2, 2]), "MultiDiscrete")], ids=lambda x: x if type(x) is str else "")
+@each_kind(SCRIPTS)
+def test_unsupported_observations(script, kind, space, word, refused):
+    """Dict, Tuple, image and MultiDiscrete observations are refused by name."""
+    env_id = register(Spaces, obs=space, action=ACTION[kind])
+    refused(script, ["--env-id", env_id, word], "--env-id", env_id)
+
+
+# --------------------------------------------------------------------------------------------------
+# What is refused: numbers
+# --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("flag, value", [
+    ("num-envs", 0), ("num-envs", -1), ("num-steps", 0), ("total-timesteps", 0),
+    ("total-timesteps", -5), ("num-minibatches", 0), ("update-epochs", 0), ("learning-rate", 0.0),
+    ("learning-rate", -0.1), ("learning-rate", "nan"), ("gamma", 1.5), ("gamma", -0.1),
+    ("gae-lambda", 1.01), ("clip-coef", 0.0), ("clip-coef", -0.2), ("ent-coef", -0.1),
+    ("vf-coef", -1.0), ("max-grad-norm", -1.0), ("target-kl", 0.0), ("seed", -1),
+    ("eval-episodes", -1), ("clip-obs", 0.0), ("learning-rate", "inf")])
+@each(SCRIPTS)
+def test_bad_numbers(script, flag, value, refused):
+    """Out of its range: the flag and the value."""
+    if flag.replace("-", "_") not in {f.name for f in dataclasses.fields(script.Args)}:
+        pytest.skip("not a flag of this script")
+    refused(script, [f"--{flag} {value}"], f"--{flag}", value)
+
+
+@each([s for s in SCRIPTS if hasattr(s.Args, "num_minibatches")])
+def test_minibatches_must_divide_the_batch(script, refused):
+    """Neither an incomplete last minibatch nor a minibatch of one."""
+    sizes = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches"]
+    for parts in (3, 16, 32):  # 16 transitions
+        refused(script, [f"--num-minibatches {parts}", "16"], *sizes, parts)
+
+
+@each([s for s in SCRIPTS if hasattr(s.Args, "num_steps")])
+def test_budget_below_one_rollout(script, refused):
+    """Zero iterations would be a silent success."""
+    refused(script, ["--total-timesteps 100", "128"], "--total-timesteps", 100,
+            "--num-envs", 8, "--num-steps", 16)
+
+
+@each(SCRIPTS)
+def test_film_without_pictures(script, refused):
+    """--capture-video where the environment cannot be rendered is refused before training."""
+    env_id = register(Spaces, action=ACTION[kinds(script)[0]])
+    refused(script, ["--capture-video", env_id], "--env-id", env_id, "--capture-video")
+
+
+@each(SCRIPTS)
+def test_compile_without_a_compiler(script, refused, monkeypatch):
+    """--compile is refused before training where it cannot work."""
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    refused(script, ["--compile", "compiler"], "--compile")
+
+
+# --------------------------------------------------------------------------------------------------
+# What is refused: run directories
+# --------------------------------------------------------------------------------------------------
+class Foreign:
+    """An object that a checkpoint must not bring to life."""
+
+    made = []
+
+    def __reduce__(self):
+        return Foreign.made.append, (1,)
+
+
+def damage(path, how):
+    whole = path.read_bytes()
+    if how == "random bytes":
+        path.write_bytes(np.random.default_rng(0).bytes(2000))
+    elif how == "cut short":
+        path.write_bytes(whole[:len(whole) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "foreign object":
+        torch.save({"algorithm": Foreign()}, path)
+    elif how == "not a dict":
+        torch.save([1, 2], path)
+    elif how == "incomplete":
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save({"algorithm": checkpoint["algorithm"]}, path)
+    elif how == "another network":
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["agent"]["critic.0.weight"] = torch.zeros(3, 3)
+        torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+@each(SCRIPTS)
+def test_no_run_directory(script, flag, refused, tmp_path):
+    """A directory that is missing, or has no checkpoint."""
+    refused(script, [f"{flag} nowhere"], flag, "nowhere")
+    (tmp_path / "bare").mkdir()
+    refused(script, [f"{flag} {tmp_path / 'bare'}", "checkpoint.pt"], flag, tmp_path / "bare")
+    assert not list((tmp_path / "bare").iterdir())
+
+
+@pytest.mark.parametrize("how", ["random bytes", "cut short", "empty", "foreign object",
+                                 "not a dict", "incomplete", "another network"])
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+@each(SCRIPTS)
+def test_damaged_checkpoint(script, flag, how, refused, tmp_path, capsys):
+    """One line, nothing unpickled but tensors and plain values, nothing in the directory changed."""
+    _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
+    damage(directory / "checkpoint.pt", how)
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    Foreign.made.clear()
+    capsys.readouterr()
+    refused(script, [f"{flag} {directory}"], flag, directory)
+    assert not Foreign.made
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+@each(SCRIPTS)
+def test_checkpoint_of_another_script(script, flag, refused, tmp_path, capsys):
+    """The line names the script that wrote it."""
+    other = next(s for s in SCRIPTS if s is not script)
+    _, _, directory = trained(other, tmp_path, env_id=register(Count, kind=kinds(other)[0]))
+    capsys.readouterr()
+    refused(script, [f"{flag} {directory}", f"{other.__name__}.py"], flag, directory)
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+@each_kind(SCRIPTS)
+def test_checkpoint_of_another_environment(script, kind, flag, refused, tmp_path, capsys):
+    """--env-id beside --resume or --evaluate must be the run's own."""
+    env_id, other = register(Count, kind=kind), register(Count, kind=kind)
+    _, _, directory = trained(script, tmp_path, env_id=env_id)
+    capsys.readouterr()
+    refused(script, [flag, str(directory), env_id, other], flag, directory, "--env-id", other)
+
+
+@each_kind(SCRIPTS)
+def test_resume_and_evaluate_exclude_each_other(script, kind, refused, tmp_path, capsys):
+    """Both at once have no meaning."""
+    _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    capsys.readouterr()
+    refused(script, ["--resume", "--evaluate"], "--resume", directory, "--evaluate", directory)
+
+
+@each_kind(SCRIPTS)
+def test_evaluate_no_episodes(script, kind, refused, tmp_path, capsys):
+    """--evaluate with --eval-episodes 0 has nothing to report: refused, not NaN."""
+    _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    capsys.readouterr()
+    refused(script, ["--eval-episodes 0"], "--evaluate", directory, "--eval-episodes", 0)

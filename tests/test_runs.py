@@ -1,0 +1,415 @@
+"""Sections 8 and 9: whole runs, what they leave on disk, resuming, evaluating, being interrupted."""
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import (ROOT, SCRIPTS, Broken, Constant, Count, OneStep, each, each_kind, kinds,
+                      register, rows, tiny_args, trained)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+LEADING = ["iteration", "global_step", "seconds", "episodes", "episodic_return",
+           "episodic_length", "SPS"]
+REAL = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
+
+
+def scalars(run, tag):
+    """(step, value) of a TensorBoard tag; [] if there is none."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return ([(e.step, e.value) for e in events.Scalars(tag)]
+            if tag in events.Tags()["scalars"] else [])
+
+
+def same_state(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stop_after(script, iteration, monkeypatch):
+    """Press Ctrl-C at the end of this iteration."""
+    log = script.Logger.log
+
+    def log_and_stop(self, progress, *rest):
+        log(self, progress, *rest)
+        if progress.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(script.Logger, "log", log_and_stop)
+
+
+# --------------------------------------------------------------------------------------------------
+# What a run leaves
+# --------------------------------------------------------------------------------------------------
+@each_kind(SCRIPTS)
+def test_run_directory(script, kind, tmp_path):
+    """Its name, args.json with versions and device, progress.csv, TensorBoard, checkpoint."""
+    env_id = register(Count, kind=kind, lengths=(3, 4))
+    args, agent, run = trained(script, tmp_path, env_id=env_id, seed=7, eval_episodes=2)
+    assert run.name.startswith(f"{env_id.replace('/', '-')}__{script.__name__}__7__")
+    saved = json.loads((run / "args.json").read_text())
+    assert dataclasses.asdict(args).items() <= saved.items()
+    assert {"python", "torch", "numpy", "gymnasium", "device"} <= saved.keys()
+    assert saved["torch"] == torch.__version__ and saved["device"] == "cpu"
+    header = (run / "progress.csv").read_text().splitlines()[0].split(",")
+    assert header[:7] == LEADING and len(header) > 10 and "learning_rate" in header
+    assert (run / "checkpoint.pt").is_file() and not (run / "checkpoint.tmp").exists()
+    for tag in ("charts/SPS", "charts/learning_rate", "charts/episodic_length",
+                "losses/policy_loss"):
+        assert scalars(run, tag), tag
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation == {"actions": "deterministic", "returns": [6.0, 6.0]}
+
+
+@each_kind(SCRIPTS)
+def test_progress_counts_real_steps(script, kind, tmp_path):
+    """Iterations, steps, episodes and mean returns are those of the Count environments."""
+    env_id = register(Count, kind=kind, lengths=(4,))
+    _, _, run = trained(script, tmp_path, env_id=env_id)  # T = 8, N = 2: 4 episodes an iteration
+    table = rows(run)
+    assert [int(row["iteration"]) for row in table] == [1, 2, 3, 4]
+    assert [int(row["global_step"]) for row in table] == [16, 32, 48, 64]
+    assert [int(row["episodes"]) for row in table] == [4, 8, 12, 16]
+    assert all(float(row["episodic_return"]) == 10 for row in table)
+    assert all(float(row["episodic_length"]) == 4 for row in table)
+
+
+@each_kind(SCRIPTS)
+def test_every_episode_is_logged(script, kind, tmp_path):
+    """Four environments that end in the same step give four exact returns at that step."""
+    env_id = register(Count, kind=kind, lengths=(3,))
+    _, _, run = trained(script, tmp_path, env_id=env_id, num_envs=4, num_steps=7,
+                        total_timesteps=28)
+    assert scalars(run, "charts/episodic_return") == [(12, 6.0)] * 4 + [(24, 6.0)] * 4
+    assert scalars(run, "charts/episodic_length") == [(12, 3.0)] * 4 + [(24, 3.0)] * 4
+
+
+@each_kind([s for s in SCRIPTS if s.__name__ != "reinforce"])
+def test_no_episode_ended(script, kind, tmp_path):
+    """Then no return is logged: an empty cell, no tag, never a zero."""
+    env_id = register(Count, kind=kind, lengths=(1000,))
+    _, _, run = trained(script, tmp_path, env_id=env_id)
+    assert all(row["episodic_return"] == row["episodic_length"] == "" for row in rows(run))
+    assert all(row["episodes"] == "0" for row in rows(run))
+    assert scalars(run, "charts/episodic_return") == []
+
+
+@each_kind(SCRIPTS)
+def test_learning_rate_falls_linearly(script, kind, tmp_path):
+    """anneal_lr: 1, ¾, ½, ¼ of the learning rate in four iterations; off: constant."""
+    env_id = register(Count, kind=kind)
+    for anneal, factors in ((True, (1, 0.75, 0.5, 0.25)), (False, (1, 1, 1, 1))):
+        _, _, run = trained(script, tmp_path, env_id=env_id, learning_rate=0.01, anneal_lr=anneal)
+        rates = [float(row["learning_rate"]) for row in rows(run)]
+        assert rates == pytest.approx([0.01 * f for f in factors])
+
+
+@each_kind(SCRIPTS)
+def test_the_optimiser_gets_the_learning_rate(script, kind, tmp_path, monkeypatch):
+    """The annealed rate is the one that update finds in its optimiser."""
+    update, rates = script.update, []
+
+    def watched(agent, optimizer, *rest):
+        rates.append(float(optimizer.lr))
+        return update(agent, optimizer, *rest)
+
+    monkeypatch.setattr(script, "update", watched)
+    trained(script, tmp_path, env_id=register(Count, kind=kind), learning_rate=0.01, anneal_lr=True)
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+@each_kind(SCRIPTS)
+def test_determinism(script, kind, tmp_path):
+    """The same seed gives the same progress.csv and parameters; another seed gives others."""
+    env_id = REAL[kind]
+    agents, tables = [], []
+    for seed in (1, 1, 2):
+        _, agent, run = trained(script, tmp_path, env_id=env_id, seed=seed, num_steps=64,
+                                total_timesteps=384)
+        agents.append(agent.state_dict())
+        tables.append(rows(run))
+    assert tables[0] == tables[1] and same_state(agents[0], agents[1])
+    assert tables[0] != tables[2]
+
+
+# --------------------------------------------------------------------------------------------------
+# Checkpoints and resuming
+# --------------------------------------------------------------------------------------------------
+@each_kind(SCRIPTS)
+def test_checkpoint_holds_plain_values(script, kind, tmp_path):
+    """It loads with weights_only=True, and restores the agent that train returned."""
+    args, agent, run = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert checkpoint["algorithm"] == script.__name__
+    assert checkpoint["args"] == dataclasses.asdict(args)
+    assert checkpoint["progress"]["global_step"] == 64
+    assert same_state(checkpoint["agent"], agent.state_dict())
+
+
+@each_kind(SCRIPTS)
+def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch, capsys):
+    """Stopped after 2 of 4 iterations and resumed: the same rows and the same parameters.
+
+    Exact, since in this environment episodes are one step long and nothing is carried over.
+    """
+    settings = dict(env_id=register(OneStep, kind=kind), learning_rate=0.01)
+    _, whole_agent, whole_run = trained(script, tmp_path, **settings)
+    with monkeypatch.context() as patch:
+        stop_after(script, 2, patch)
+        args, _, run = trained(script, tmp_path, **settings)
+    assert len(rows(run)) == 2
+    assert f"--resume {run}" in capsys.readouterr().out
+    # rows written after the checkpoint, by a run that crashed, are dropped
+    with (run / "progress.csv").open("a") as file:
+        file.write("3,48,9.9,48,-1,1,99" + ",0" * (len(rows(run)[0]) - 5) + "\n")
+    before = set(tmp_path.iterdir())
+    agent = script.train(dataclasses.replace(args, resume=str(run)))
+    assert set(tmp_path.iterdir()) == before, "resuming must not make another directory"
+    assert rows(run) == rows(whole_run)
+    assert same_state(agent.state_dict(), whole_agent.state_dict())
+    steps = [step for step, _ in scalars(run, "losses/policy_loss")]
+    assert steps == [16, 32, 48, 64]
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert checkpoint["progress"]["iteration"] == 4
+    assert checkpoint["progress"]["episodes"] == 64
+
+
+@each_kind(SCRIPTS)
+def test_restore_puts_everything_back(script, kind, tmp_path):
+    """Parameters, statistics, optimiser state, step count and random numbers."""
+    args, agent, run = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    expected = torch.rand(3)  # drawn with the state that the checkpoint has
+    torch.manual_seed(1234)
+    args = dataclasses.replace(args, resume=str(run))
+    other = script.Agent(script.make_envs(args), args)
+    optimizer = script.make_optimizer(other, args)
+    progress = script.restore("--resume", args, other, optimizer)
+    assert torch.equal(torch.rand(3), expected)
+    assert same_state(other.state_dict(), agent.state_dict())
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)["optimizer"]
+    assert same_state(optimizer.state_dict(), saved) and saved["m"].abs().sum() > 0
+    assert (progress.iteration, progress.global_step) == (4, 64)
+    assert progress.last_returns == [6.0] * progress.episodes
+
+
+@each_kind(SCRIPTS)
+def test_resume_with_a_larger_budget(script, kind, tmp_path):
+    """A finished run goes on when it is given more steps."""
+    args, _, run = trained(script, tmp_path, env_id=register(OneStep, kind=kind))
+    script.train(dataclasses.replace(args, resume=str(run), total_timesteps=96))
+    assert [int(row["global_step"]) for row in rows(run)] == [16, 32, 48, 64, 80, 96]
+
+
+# --------------------------------------------------------------------------------------------------
+# Evaluation
+# --------------------------------------------------------------------------------------------------
+@each_kind(SCRIPTS)
+def test_evaluate(script, kind, tmp_path):
+    """Raw returns of so many whole episodes; the agent stays as it is; repeatable."""
+    args, agent, _ = trained(script, tmp_path, env_id=REAL[kind])
+    before = {k: v.clone() for k, v in agent.state_dict().items()}
+    returns = script.evaluate(agent, args, 3)
+    assert len(returns) == 3 and all(type(r) is float for r in returns)
+    assert same_state(before, agent.state_dict())
+    assert script.evaluate(agent, args, 3) == returns
+    assert len(set(returns)) > 1 or kind == "discrete", "each episode starts elsewhere"
+
+
+@each_kind(SCRIPTS)
+def test_evaluate_deterministic_or_sampled(script, kind, tmp_path, capsys):
+    """eval_deterministic plays the mode, else samples; the printed line says which."""
+    env_id = register(Count, kind=kind, lengths=(20,))
+    args, agent, run = trained(script, tmp_path, env_id=env_id)
+    for deterministic, word in ((True, "deterministic"), (False, "sampled")):
+        Count.built.clear()
+        args.eval_deterministic, args.eval_episodes = deterministic, 2
+        script.report_evaluation(agent, args, run)
+        assert f"2 episodes, {word} actions: return 210.0 ± 0.0" in capsys.readouterr().out
+        obs = torch.tensor([[float(e), float(t)] for e in range(2) for t in range(20)])
+        with torch.no_grad():
+            modes = agent.to_env(agent.policy(obs).mode)
+        played = np.stack(Count.built[0].actions)
+        assert np.allclose(played, modes, atol=1e-5) == deterministic
+
+
+@each_kind(SCRIPTS)
+def test_a_fresh_process_acts_the_same(script, kind, tmp_path):
+    """--evaluate in a new process: the same statistics, so the same actions and returns."""
+    env_id = REAL[kind]
+    args, agent, run = trained(script, tmp_path, env_id=env_id, num_steps=256,
+                               total_timesteps=1024, eval_episodes=3)
+    in_training = json.loads((run / "evaluation.json").read_text())["returns"]
+    (run / "evaluation.json").unlink()
+    size = {"CartPole-v1": 4, "Pendulum-v1": 3}[env_id]
+    obs = 3 * torch.randn(50, size)
+    torch.save(obs, tmp_path / "obs.pt")
+    code = f"""if True:
+        import sys, torch
+        sys.path.insert(0, {str(ROOT)!r})
+        import {script.__name__} as script
+        sys.argv = ["x", "--evaluate", {str(run)!r}]
+        report = script.report_evaluation
+        def act_too(agent, args, run_dir):
+            policy = agent.policy(torch.load({str(tmp_path / "obs.pt")!r}))
+            torch.save((policy.mode.detach(), agent.value(torch.load(
+                {str(tmp_path / "obs.pt")!r})).detach()), {str(tmp_path / "acts.pt")!r})
+            report(agent, args, run_dir)
+        script.report_evaluation = act_too
+        script.main()
+        assert "wandb" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    actions, values = torch.load(tmp_path / "acts.pt")
+    assert agent.obs_stats.count == 1024 and agent.obs_stats.mean.abs().max() > 0
+    torch.testing.assert_close(actions, agent.policy(obs).mode.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(values, agent.value(obs).detach(), atol=1e-6, rtol=0)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["returns"] == pytest.approx(in_training, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------
+# Interrupted, broken
+# --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("script, sent", list(zip(SCRIPTS[-2:], (signal.SIGINT, signal.SIGTERM))),
+                         ids=lambda x: getattr(x, "__name__", str(x)))
+def test_signals(script, sent, tmp_path):
+    """Ctrl-C and SIGTERM: a checkpoint, a line on how to go on, exit code 0, no traceback."""
+    env_id = REAL[kinds(script)[0]]
+    command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id", env_id,
+               "--num-envs", "2", "--num-steps", "32", "--total-timesteps", "100000000",
+               "--no-cuda", "--run-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.time() + 60
+        while not list(tmp_path.glob("*/progress.csv")) and time.time() < deadline:
+            time.sleep(0.1)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and err == ""
+    run, = tmp_path.iterdir()
+    assert f"--resume {run}" in out.splitlines()[-1]
+    steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["global_step"]
+    assert steps == int(rows(run)[-1]["global_step"]) > 0
+
+
+def test_two_signals():
+    """The first signal is noted, the second acts as usual."""
+    with pytest.raises(KeyboardInterrupt), SCRIPTS[0].caught_signals() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+@each_kind(SCRIPTS)
+def test_signals_are_ours_only_while_training(script, kind, tmp_path):
+    """After train, Ctrl-C interrupts again: the evaluation, a notebook."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trained(script, tmp_path, env_id=register(Count, kind=kind))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("k", [1, 18, 20, 24, 25], ids=lambda k: f"step {k}")
+@pytest.mark.parametrize("what", ["reward", "observation"])
+@each_kind([s for s in SCRIPTS if s.__name__ != "reinforce"])
+def test_nan_stops_the_run(script, kind, what, k, tmp_path):
+    """Wherever NaN comes up, the run stops and names what it was; the checkpoint is intact.
+
+    Steps 20 and 25 end an episode, step 24 ends a rollout (T = 8).
+    """
+    env_id = register(Broken, kind=kind, k=k, what=what)
+    with pytest.raises(script.UserError, match=f"{what} .*NaN.*step"):
+        trained(script, tmp_path, env_id=env_id)
+    run, = tmp_path.iterdir()
+    if (run / "progress.csv").exists():
+        assert not any("nan" in row.values() for row in rows(run))
+
+
+@each_kind(SCRIPTS)
+def test_nan_leaves_the_checkpoint_intact(script, kind, tmp_path, monkeypatch):
+    """A resumed run that meets NaN leaves the checkpoint it came from, byte for byte."""
+    args, _, run = trained(script, tmp_path, env_id=register(Constant, kind=kind))
+    checkpoint = (run / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(Constant, "step", lambda self, action: (
+        np.ones(1, np.float32), math.nan, False, True, {}))
+    with pytest.raises(script.UserError, match="reward"):
+        script.train(dataclasses.replace(args, resume=str(run), total_timesteps=96))
+    assert (run / "checkpoint.pt").read_bytes() == checkpoint
+
+
+@each_kind(SCRIPTS)
+def test_nan_loss_stops_the_run(script, kind, tmp_path, monkeypatch):
+    """A loss that is not finite stops the run, by name."""
+    update = script.update
+    monkeypatch.setattr(script, "update", lambda *x: update(*x) | {"policy_loss": math.inf})
+    with pytest.raises(script.UserError, match="policy_loss .*step 16"):
+        trained(script, tmp_path, env_id=register(Count, kind=kind))
+
+
+# --------------------------------------------------------------------------------------------------
+# W&B, video, GPU
+# --------------------------------------------------------------------------------------------------
+@each(SCRIPTS)
+def test_without_track_wandb_is_not_needed(script, tmp_path, monkeypatch):
+    """A run works where `import wandb` fails."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]), eval_episodes=1)
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+@each(SCRIPTS[-1:])
+def test_track(script, mode, tmp_path, monkeypatch):
+    """W&B without an account: offline leaves a run in the run directory, disabled nothing."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": mode, "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    env_id = register(Count, kind=kinds(script)[0])
+    _, _, run = trained(script, tmp_path / "runs", env_id=env_id, track=True)
+    wandb.teardown()  # or this process keeps the mode
+    assert bool(list(run.glob("wandb/offline-run-*/*.wandb"))) == (mode == "offline")
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+    assert len(rows(run)) == 4
+
+
+@each([s for s in SCRIPTS if "discrete" in kinds(s)][:1])
+def test_video(script, tmp_path, monkeypatch):
+    """capture_video films the evaluation: as many mp4 files as episodes, and not black."""
+    pytest.importorskip("pygame")
+    imageio = pytest.importorskip("imageio")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    _, _, run = trained(script, tmp_path, env_id="CartPole-v1", capture_video=True,
+                        eval_episodes=2)
+    videos = sorted(run.glob("videos/*.mp4"))
+    assert len(videos) == 2
+    with imageio.get_reader(videos[0], "ffmpeg") as reader:
+        frames = [frame for frame in reader]
+    assert len(frames) >= 5 and frames[2].max() > 200 and frames[2].std() > 5
+    assert (frames[0] != frames[-1]).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_kind(SCRIPTS)
+def test_gpu(script, kind, tmp_path):
+    """The same short run on the GPU (a CUDA graph) and on the CPU: nearly the same first update."""
+    results = []
+    for cuda in (False, True):
+        args = tiny_args(script, env_id=REAL[kind], run_dir=str(tmp_path / str(cuda)), cuda=cuda,
+                         num_steps=64, total_timesteps=512, num_minibatches=1, eval_episodes=2)
+        agent = script.train(args)
+        assert next(agent.parameters()).is_cuda == cuda
+        run, = (tmp_path / str(cuda)).iterdir()
+        results.append(rows(run))
+        assert len(json.loads((run / "evaluation.json").read_text())["returns"]) == 2
+    cpu, gpu = results
+    assert len(cpu) == len(gpu) == 4
+    for name, value in cpu[0].items():  # one minibatch: no shuffling, so the same update
+        if value:
+            assert float(gpu[0][name]) == pytest.approx(float(value), rel=0.05, abs=1e-3), name
