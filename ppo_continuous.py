@@ -231,10 +231,10 @@ class Agent(nn.Module):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"--env-id {args.env_id}: its action space is {space}; this script needs"
                             " a vector of real numbers (for Discrete actions: ppo_discrete.py)")
-        bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        self.limit = np.where(bounded, np.float32(1), np.float32(np.inf))
-        self.scale = np.where(bounded, (space.high - space.low) / 2, np.float32(1))
-        self.shift = np.where(bounded, (space.high + space.low) / 2, np.float32(0))
+        bounded = np.isfinite(space.low) & np.isfinite(space.high)  # the others are left alone
+        low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+        self.limit = np.where(bounded, 1, np.inf).astype(np.float32)
+        self.scale, self.shift = (high - low) / 2, (high + low) / 2
         self.args = args
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
         self.running_return: Tensor | float = 0.0  # (N,) for scale_rewards
@@ -301,7 +301,7 @@ class Rollout(NamedTuple):
     next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
-    episodes: list[tuple[int, float, int]]  # (step in this rollout, return, length) of each ended
+    episodes: list[tuple[int, float, int]]  # (step, raw return, length) of each that ended
 
     @property
     def size(self) -> int:
@@ -309,7 +309,7 @@ class Rollout(NamedTuple):
         return self.rewards.numel()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, args: Args
                     ) -> tuple[Rollout, np.ndarray]:
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.

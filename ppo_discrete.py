@@ -291,7 +291,7 @@ class Rollout(NamedTuple):
     next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
-    episodes: list[tuple[int, float, int]]  # (step in this rollout, return, length) of each ended
+    episodes: list[tuple[int, float, int]]  # (step, raw return, length) of each that ended
 
     @property
     def size(self) -> int:
@@ -299,7 +299,7 @@ class Rollout(NamedTuple):
         return self.rewards.numel()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, args: Args
                     ) -> tuple[Rollout, np.ndarray]:
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
