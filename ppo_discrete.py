@@ -227,8 +227,8 @@ class Agent(nn.Module):
         super().__init__()
         space, obs_size = envs.single_action_space, envs.single_observation_space.shape[0]
         if not isinstance(space, gym.spaces.Discrete):
-            raise UserError(f"--env-id {args.env_id}: its action space is {space}; this script needs"
-                            " Discrete actions (for a vector of real numbers: ppo_continuous.py)")
+            raise UserError(f"--env-id {args.env_id}: its actions are {space}; this script needs "
+                            "Discrete actions (for a vector of real numbers: ppo_continuous.py)")
         self.args, self.first_action = args, int(space.start)
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
         self.running_return: Tensor | float = 0.0  # (N,) for scale_rewards
@@ -416,9 +416,9 @@ class Adam(nn.Module):
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
-    m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector this is a handful of
-    operations, which compile into one function, or record into one CUDA graph, with the gradient.
-    ε = 1e-5, not the usual 1e-8, is folklore.
+    m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector that is a handful
+    of operations, which compile into one function, or record into one CUDA graph, together with
+    the gradient. ε = 1e-5, not the usual 1e-8, is folklore.
     """
 
     def __init__(self, parameters: list[nn.Parameter], learning_rate: float):
@@ -730,8 +730,8 @@ def train(args: Args) -> Agent:
     device, envs = start(args), make_envs(args)
     agent = Agent(envs, args).to(device)
     optimizer, progress = make_optimizer(agent, args), Progress()
-    run_dir = Path(args.run_dir, f"{re.sub('[/:]', '-', args.env_id)}__{args.exp_name}__{args.seed}__"
-                                 f"{datetime.now():%Y%m%d-%H%M%S-%f}")
+    name = re.sub("[/:]", "-", f"{args.env_id}__{args.exp_name}__{args.seed}")
+    run_dir = Path(args.run_dir, f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
     announce(args, device, run_dir, progress)

@@ -119,7 +119,7 @@ class Constant(gym.Env):
 
 
 class Broken(Constant):
-    """From its k-th step on (counted over all episodes) it returns NaN as `what`."""
+    """From its k-th step on (counted over all episodes) `what` (reward or obs) is NaN."""
 
     def __init__(self, kind="discrete", k=20, what="reward", render_mode=None):
         super().__init__(kind)
@@ -130,7 +130,7 @@ class Broken(Constant):
         self.steps += 1
         if self.steps >= self.k and self.what == "reward":
             reward = float("nan")
-        if self.steps >= self.k and self.what == "observation":
+        if self.steps >= self.k and self.what == "obs":
             obs = obs * np.nan
         return obs, reward, terminated, truncated, info
 

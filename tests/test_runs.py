@@ -317,7 +317,7 @@ def test_signals_are_ours_only_while_training(script, kind, tmp_path):
 
 
 @pytest.mark.parametrize("k", [1, 18, 20, 24, 25], ids=lambda k: f"step {k}")
-@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize("what", ["reward", "obs"])
 @each_kind([s for s in SCRIPTS if s.__name__ != "reinforce"])
 def test_nan_stops_the_run(script, kind, what, k, tmp_path):
     """Wherever NaN comes up, the run stops and names what it was; the checkpoint is intact.
@@ -325,7 +325,7 @@ def test_nan_stops_the_run(script, kind, what, k, tmp_path):
     Steps 20 and 25 end an episode, step 24 ends a rollout (T = 8).
     """
     env_id = register(Broken, kind=kind, k=k, what=what)
-    with pytest.raises(script.UserError, match=f"{what} .*NaN.*step"):
+    with pytest.raises(script.UserError, match=f"^{what}.* NaN .*step"):
         trained(script, tmp_path, env_id=env_id)
     run, = tmp_path.iterdir()
     if (run / "progress.csv").exists():
