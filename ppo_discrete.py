@@ -34,7 +34,6 @@ import shutil
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -122,7 +121,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
     """
 
     def make_env() -> gym.Env:
-        env = gym.make(args.env_id, render_mode="rgb_array" if video_folder else None)
+        env = gym.make(args.env_id, **{"render_mode": "rgb_array"} if video_folder else {})
         space = env.observation_space
         if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete)) or len(space.shape) > 2:
             kind = "an image" if isinstance(space, gym.spaces.Box) else type(space).__name__
@@ -134,17 +133,18 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
         env = gym.wrappers.RecordEpisodeStatistics(env)  # the raw return, in info["episode"]
         if len(space.shape) != 1:
             env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
-        return gym.wrappers.DtypeObservation(env, np.float32)  # a copy: some reuse their buffer
+        space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+        to_float32 = functools.partial(np.array, dtype=np.float32)  # copies: some reuse their array
+        return gym.wrappers.TransformObservation(env, to_float32, space)
 
-    warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # our own cast
     try:
-        if "mujoco" in str(gym.registry.get(args.env_id)):
+        if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
             import mujoco
             mujoco.set_mju_user_warning(say_once)  # else once for each environment
         return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
                                         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError) as error:
-        text = f"--env-id {args.env_id}: {str(error).splitlines()[0]}"
+        text = f"--env-id {args.env_id}: {str(error).partition(chr(10))[0]}"
         if isinstance(error, gym.error.UnregisteredEnv):
             near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
             text += f" Nearest names: {', '.join(near) or 'none'}."
@@ -210,7 +210,8 @@ class Categorical(torch.distributions.Distribution):
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """log π(a|s)    (...) → (...)"""
-        return self.logprobs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+        logprobs = self.logprobs.expand(*actions.shape, -1)
+        return logprobs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """H(π) = −Σ_a π(a|s) log π(a|s)    → (...)"""
@@ -338,8 +339,8 @@ def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated
     a time limit too, Â_{t+1} belongs to another episode, so the recursion is cut.
     """
     assert (rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape)
-    deltas = rewards + gamma * ~terminated.bool() * next_values - values
-    decay = gamma * gae_lambda * ~done.bool()
+    deltas = rewards + gamma * (next_values * ~terminated.bool()) - values
+    decay = gamma * gae_lambda * (~done.bool()).to(deltas)
     advantages, advantage = torch.empty_like(deltas), torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):
         advantages[t] = advantage = deltas[t] + decay[t] * advantage
@@ -647,11 +648,13 @@ def load_checkpoint(flag: str, run_dir: str) -> dict:
         raise UserError(f"{flag} {run_dir}: no checkpoint.pt there; give a run directory")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        algorithm = checkpoint["algorithm"]
+        if checkpoint["algorithm"] == ALGORITHM:
+            checkpoint["args"], checkpoint["progress"] = (
+                Args(**checkpoint["args"]), Progress(**checkpoint["progress"]))
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged ({type(error).__name__})")
-    if algorithm != ALGORITHM:
-        raise UserError(f"{flag} {run_dir}: a run of {algorithm}.py, use that script")
+    if checkpoint["algorithm"] != ALGORITHM:
+        raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
     return checkpoint
 
 
@@ -659,15 +662,19 @@ def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progre
     """Put everything back but the environments, whose running episodes start anew."""
     run_dir = args.resume or args.evaluate
     checkpoint = load_checkpoint(flag, run_dir)
-    if checkpoint["args"]["env_id"] != args.env_id:
-        raise UserError(f"{flag} {run_dir}: a run on {checkpoint['args']['env_id']}, "
-                        f"not on --env-id {args.env_id}")
-    agent.load_state_dict(checkpoint["agent"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["rng"])
-    if torch.cuda.is_available() and checkpoint["cuda_rng"]:
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-    return Progress(**checkpoint["progress"])
+    trained_on = checkpoint["args"].env_id
+    if trained_on != args.env_id:
+        raise UserError(f"{flag} {run_dir}: a run on {trained_on}, not on --env-id {args.env_id}")
+    try:
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["rng"])
+        if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{flag} {run_dir}: checkpoint.pt does not fit this script's networks "
+                        f"({type(error).__name__})")
+    return checkpoint["progress"]
 
 
 # ==================================================================================================
@@ -686,6 +693,9 @@ def check_args(args: Args) -> None:
             value = getattr(args, name, None)
             if value is not None and not inside(value):
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+    if args.evaluate and (args.resume or not args.eval_episodes):
+        raise UserError(f"--evaluate {args.evaluate}: goes with neither --resume nor "
+                        "--eval-episodes 0")
     if args.batch_size > args.total_timesteps:
         raise UserError(f"--total-timesteps {args.total_timesteps}: less than one iteration, "
                         f"{args.batch_size} steps")
@@ -710,8 +720,8 @@ def check_args(args: Args) -> None:
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     for name, value in quantities.items():
         if not torch.as_tensor(value).isfinite().all():
-            raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops; the last "
-                            "checkpoint is intact. Often a smaller --learning-rate helps")
+            raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
+                            "saved before stays as it is. Often a smaller --learning-rate helps")
 
 
 def start(args: Args) -> torch.device:
@@ -744,7 +754,8 @@ def train(args: Args) -> Agent:
                 lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
                 optimizer.lr.fill_(lr)
                 rollout, obs = collect_rollout(agent, envs, obs, args)
-                check_finite(step + rollout.size, {"obs": rollout.obs, "reward": rollout.rewards})
+                check_finite(step + rollout.size, {"obs": rollout.obs, "reward": rollout.rewards,
+                                                   "obs (the next one)": rollout.next_obs})
                 metrics = update(agent, optimizer, rollout, args)
                 check_finite(step + rollout.size, {k: metrics[k] for k in metrics if "loss" in k})
                 progress.advance(rollout, time.perf_counter() - began)
@@ -835,8 +846,9 @@ def parse_args() -> Args:
     for flag in ("resume", "evaluate"):
         if run_dir := getattr(args, flag):
             saved = load_checkpoint(f"--{flag}", run_dir)["args"]
-            saved |= {"resume": None, "evaluate": None, "capture_video": False}
-            return tyro.cli(Args, default=Args(**saved))
+            return tyro.cli(Args, default=dataclasses.replace(
+                saved, resume=None, evaluate=None, capture_video=False,
+                eval_episodes=saved.eval_episodes or Args.eval_episodes))
     return args
 
 

@@ -248,13 +248,19 @@ def test_compile_without_a_compiler(script, refused, monkeypatch):
 # --------------------------------------------------------------------------------------------------
 # What is refused: run directories
 # --------------------------------------------------------------------------------------------------
-class Foreign:
-    """An object that a checkpoint must not bring to life."""
+MADE = []
 
-    made = []
+
+def make() -> str:
+    MADE.append(1)
+    return "made"
+
+
+class Foreign:
+    """An object that a checkpoint must not bring to life: unpickling it calls make()."""
 
     def __reduce__(self):
-        return Foreign.made.append, (1,)
+        return make, ()
 
 
 def damage(path, how):
@@ -293,14 +299,14 @@ def test_no_run_directory(script, flag, refused, tmp_path):
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @each(SCRIPTS)
 def test_damaged_checkpoint(script, flag, how, refused, tmp_path, capsys):
-    """One line, nothing unpickled but tensors and plain values, nothing in the directory changed."""
+    """One line, only tensors and plain values unpickled, no file changed."""
     _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
     damage(directory / "checkpoint.pt", how)
     before = {p.name: p.read_bytes() for p in directory.iterdir()}
-    Foreign.made.clear()
+    MADE.clear()
     capsys.readouterr()
     refused(script, [f"{flag} {directory}"], flag, directory)
-    assert not Foreign.made
+    assert not MADE
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
 
 

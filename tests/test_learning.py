@@ -34,10 +34,10 @@ def test_finds_the_target(script, tmp_path):
 
 @each([s for s in DISCRETE if s.__name__ in CARTPOLE])
 def test_cartpole(script, tmp_path):
-    """65,536 steps (7 s): the last 100 episodes average above 250, the mode holds out to 500."""
+    """65,536 steps (7 s): the last 100 average above 400 (seeds 1 to 3: 500), as does the mode."""
     args, agent, run = trained(script, tmp_path, env_id="CartPole-v1", total_timesteps=65536,
                                learning_rate=1e-3, num_envs=8, **CARTPOLE[script.__name__])
-    assert float(rows(run)[-1]["return_100"]) > 250
+    assert float(rows(run)[-1]["return_100"]) > 400
     assert sum(script.evaluate(agent, args, 10)) / 10 > 450
 
 

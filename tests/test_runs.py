@@ -1,4 +1,4 @@
-"""Sections 8 and 9: whole runs, what they leave on disk, resuming, evaluating, being interrupted."""
+"""Sections 8 and 9: whole runs, their files, resuming, evaluating, being interrupted."""
 import dataclasses
 import json
 import math
