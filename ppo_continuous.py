@@ -145,11 +145,11 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
         return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
                                         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError) as error:
-        text = f"--env-id {args.env_id}: {str(error).partition(chr(10))[0]}"
+        reason = str(error).split("\n")[0]
         if isinstance(error, gym.error.UnregisteredEnv):
             near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
-            text += f" Nearest names: {', '.join(near) or 'none'}."
-        raise UserError(text)
+            reason += f" Nearest names: {', '.join(near) or 'none'}."
+        raise UserError(f"--env-id {args.env_id}: {reason}")
 
 
 say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
@@ -726,7 +726,7 @@ def check_args(args: Args) -> None:
                             "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
 
 
-def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
+def check_finite(step: int, **quantities: Tensor | float) -> None:
     for name, value in quantities.items():
         if not torch.as_tensor(value).isfinite().all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
@@ -763,10 +763,10 @@ def train(args: Args) -> Agent:
                 lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
                 optimizer.lr.fill_(lr)
                 rollout, obs = collect_rollout(agent, envs, obs, args)
-                check_finite(step + rollout.size, {"obs": rollout.obs, "reward": rollout.rewards,
-                                                   "obs (the next one)": rollout.next_obs})
+                check_finite(step + rollout.size, obs=rollout.obs, next_obs=rollout.next_obs,
+                             reward=rollout.rewards)
                 metrics = update(agent, optimizer, rollout, args)
-                check_finite(step + rollout.size, {k: metrics[k] for k in metrics if "loss" in k})
+                check_finite(step + rollout.size, **{k: metrics[k] for k in metrics if "loss" in k})
                 progress.advance(rollout, time.perf_counter() - began)
                 logger.log(progress, rollout, metrics | {"learning_rate": lr})
                 if time.perf_counter() - saved > 30:
