@@ -9,7 +9,7 @@ The idea: data sampled by π_old may serve several gradient steps as long as the
         K times, for each shuffled minibatch of the B = T·N transitions         (7. update)
             step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v (V−R)² + c_e H ]   (6. policy_loss)
 
-What differs from a2c.py: sections 6 and 7. The data is used K times, so the step must be bounded.
+What differs from A2C: sections 6 and 7. Data is used K times, so the step must be bounded.
 
 [PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438

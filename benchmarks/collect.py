@@ -1,13 +1,13 @@
 """Thin the progress.csv of finished runs into benchmarks/results/, and print their table.
 
-    python benchmarks/collect.py runs/*          # copy, then print
+    python benchmarks/collect.py runs/*          # thin and copy, then print
     python benchmarks/collect.py                 # print what is there
 
-One file per run, <script>__<environment>__<label>__seed<seed>.csv, at most 200 rows: every n-th, and
-the last. Its header line begins with the evaluation's returns and the flags that were not defaults.
-The table has, per script, environment and flags: the number of seeds; mean ± std over the seeds of
-the mean return of the last 100 training episodes; its 95 % interval (Student's t over seeds); its
-worst seed; and the mean ± std of the final deterministic evaluation.
+One file per run, <script>__<environment>__<flags>__seed<seed>.csv, with at most 200 rows: every n-th
+and the last. Its first line is a JSON object: the flags that were not defaults, the returns of the
+evaluation, the versions. The table has, per script, environment and flags: the number of seeds; mean
+± std over seeds of the mean return of the last 100 training episodes; its 95 % interval (Student's t
+over seeds); its worst seed; and mean ± std over seeds of the final evaluation.
 """
 import csv
 import importlib
@@ -43,7 +43,7 @@ def thin(run_dir: Path) -> None:
     facts = {k: args[k] for k in ("device", "python", "torch", "gymnasium", "mujoco") if k in args}
     about = {"script": script, "env_id": args["env_id"], "seed": args["seed"], "flags": flags,
              "evaluation": [round(r, 1) for r in evaluation["returns"]], **facts}
-    label = "default" if not flags else "flags"
+    label = flags.replace("--", "").replace(" ", "_") or "default"
     path = RESULTS / f"{script}__{args['env_id']}__{label}__seed{args['seed']}.csv"
     with path.open("w", newline="") as file:
         file.write("# " + json.dumps(about) + "\n")
