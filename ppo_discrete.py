@@ -57,11 +57,11 @@ from tqdm import tqdm
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium environment
     seed: int = 1  # seed of networks, actions and environments
-    total_timesteps: int = 1_000_000  # environment steps, all environments together
+    total_timesteps: int = 100_000  # environment steps, all environments together
     num_envs: int = 8  # N, environments stepped in turn
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
-    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
+    gae_lambda: float = 0.92  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
     learning_rate: float = 3e-4  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
@@ -781,7 +781,8 @@ def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress
         if importlib.util.find_spec(package):
             facts[package] = importlib.metadata.version(package)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args) | facts, indent=2))
+    settings = {"algorithm": ALGORITHM} | dataclasses.asdict(args) | facts
+    (run_dir / "args.json").write_text(json.dumps(settings, indent=2))
     print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
     if args.cuda and device.type == "cpu":
         print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")

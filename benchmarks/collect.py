@@ -27,7 +27,7 @@ NOT_SETTINGS = {"env_id", "seed", "exp_name", "run_dir", "resume", "evaluate", "
 
 def thin(run_dir: Path) -> None:
     args = json.loads((run_dir / "args.json").read_text())
-    script = args["exp_name"]
+    script = args["algorithm"]
     sys.path.insert(0, str(ROOT))
     defaults = {f.name: f.default for f in fields(importlib.import_module(script).Args)}
     changed = {name: args[name] for name, default in defaults.items()
