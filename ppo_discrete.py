@@ -636,7 +636,7 @@ def save_checkpoint(run_dir: Path, agent: Agent, optimizer: nn.Module, args: Arg
         "algorithm": ALGORITHM, "args": dataclasses.asdict(args),
         "progress": dataclasses.asdict(progress), "agent": agent.state_dict(),
         "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None}
     torch.save(checkpoint, run_dir / "checkpoint.tmp")
     os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
 
@@ -669,8 +669,8 @@ def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progre
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng"])
-        if torch.cuda.is_available() and checkpoint["cuda_rng"]:
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        if torch.cuda.is_initialized() and checkpoint["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"])
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{flag} {run_dir}: checkpoint.pt does not fit this script's networks "
                         f"({type(error).__name__})")
