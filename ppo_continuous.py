@@ -7,7 +7,7 @@ The idea: data sampled by π_old may serve several gradient steps as long as the
         run π_old in N environments for T steps                                 (4. collect_rollout)
         estimate how much better than average each action was: Â, by GAE        (5. compute_gae)
         K times, for each shuffled minibatch of the B = T·N transitions         (7. update)
-            step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v (V−R)² + c_e H ]   (6. policy_loss)
+            step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v ½(V−R)² + c_e H ]  (6. policy_loss)
 
 What differs from ppo_discrete.py: section 3. The algorithm does not care about the action space.
 
@@ -72,7 +72,7 @@ class Args:
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
     vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
-    target_kl: float | None = None  # end an update before a step that starts beyond this KL
+    target_kl: float | None = None  # end the update at a minibatch whose KL is beyond this
     norm_obs: bool = True  # standardise observations by running statistics
     clip_obs: float = 10.0  # clip standardised observations to ± this
     norm_reward: bool = True  # divide rewards by the running std of the discounted return
@@ -83,7 +83,7 @@ class Args:
 
     cuda: bool = True  # use the GPU when there is one
     torch_deterministic: bool = True  # only deterministic PyTorch operations
-    compile: bool = False  # torch.compile the gradient: starts slower, runs faster
+    compile: bool = False  # torch.compile the minibatch step: starts slower, runs faster
     exp_name: str = Path(__file__).stem  # name of the experiment
     run_dir: str = "runs"  # where run directories are made
     track: bool = False  # log to Weights & Biases too
@@ -301,7 +301,7 @@ class Rollout(NamedTuple):
     next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
-    episodes: list[tuple[int, float, int]]  # (step, raw return, length) of each that ended
+    episodes: list[tuple[int, float, int]]  # (step of this rollout, return, length) of the ended
 
     @property
     def size(self) -> int:
@@ -369,7 +369,8 @@ class Batch(NamedTuple):
 
 @torch.no_grad()
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
-    """Values, log π_old and advantages of a whole rollout, in one call each."""
+    """Scale the rewards (which updates their statistics); values, log π_old and advantages of the
+    whole rollout in a few calls."""
     device = next(agent.parameters()).device
     obs, actions = rollout.obs.to(device), rollout.actions.to(device)
     values, next_values = agent.value(obs).cpu(), agent.value(rollout.next_obs.to(device)).cpu()
@@ -403,7 +404,8 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
                ) -> Tensor:
     """½ mean (V − R)²; if clipped, ½ mean max[(V − R)², (V_old + clip(V − V_old, ±ε) − R)²].
 
-    (M,) each → scalar. Value clipping is not in the paper; it depends on the scale of the rewards.
+    (M,) each → scalar. [PPO eq. 9, with a ½.] Value clipping is not in the paper, and depends on
+    the scale of the rewards.
     """
     assert values.shape == old_values.shape == returns.shape
     if clip_coef is None:
@@ -413,7 +415,10 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative ("k3")."""
+    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
+
+    (M,) each → scalar. [Schulman 2020, Approximating KL Divergence, estimator k3]
+    """
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
 
@@ -482,7 +487,8 @@ def compiled(function):
 
 
 def cuda_graph(step, idx: Tensor):
-    """Record the kernels of step(idx) once, to launch them all at once on other indices."""
+    """Record the kernels of step(idx), without running them, to launch them all at once on other
+    indices: networks of this size keep a GPU waiting for the next launch."""
     graph, buffer = torch.cuda.CUDAGraph(), idx.clone()
     with torch.cuda.graph(graph):
         result = step(buffer)
@@ -497,15 +503,16 @@ def cuda_graph(step, idx: Tensor):
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """K epochs of minibatch steps on one rollout; returns its metrics."""
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()
         batch = batch._replace(advantages=centred / (centred.std() + 1e-8))
     step = functools.partial(compiled(minibatch_step) if args.compile else minibatch_step,
                              agent, optimizer, batch, args)
-    grad_norms, device = [], batch.obs.device
-    epochs = (torch.randperm(args.batch_size, device=device) for _ in range(args.update_epochs))
-    for idx in (idx for epoch in epochs for idx in epoch.split(args.minibatch_size)):
+    grad_norms, B, device = [], args.batch_size, batch.obs.device
+    shuffled = torch.cat([torch.randperm(B, device=device) for _ in range(args.update_epochs)])
+    for idx in shuffled.split(args.minibatch_size):  # (M,); M divides B, so no epoch is cut
         if args.target_kl is not None and minibatch_kl(agent, batch, idx) > args.target_kl:
             break
         if idx.is_cuda and len(grad_norms) == 1:  # the first step runs as it is, to warm up
@@ -708,8 +715,8 @@ def check_args(args: Args) -> None:
     if args.batch_size > args.total_timesteps:
         raise UserError(f"--total-timesteps {args.total_timesteps}: less than one iteration, "
                         f"{args.batch_size} steps")
-    parts = getattr(args, "num_minibatches", 1)
-    if args.batch_size % parts or args.batch_size // parts < 2:
+    parts = getattr(args, "num_minibatches", None)
+    if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
                         "(--num-envs × --num-steps) into minibatches of 2 or more")
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
@@ -721,6 +728,8 @@ def check_args(args: Args) -> None:
             env.render()
             env.close()
             importlib.metadata.version("moviepy")
+        except gym.error.UnregisteredEnv:
+            pass  # make_envs says it better
         except Exception as error:
             raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
                             "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
@@ -755,11 +764,11 @@ def train(args: Args) -> Agent:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
     announce(args, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
-    saved = time.perf_counter()
+    saved = began = time.perf_counter()
     with contextlib.closing(Logger(args, run_dir, progress)) as logger:
         with caught_signals() as stop:
             while not stop and progress.global_step + args.batch_size <= args.total_timesteps:
-                step, began = progress.global_step, time.perf_counter()
+                step = progress.global_step
                 lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
                 optimizer.lr.fill_(lr)
                 rollout, obs = collect_rollout(agent, envs, obs, args)
@@ -767,11 +776,13 @@ def train(args: Args) -> Agent:
                              reward=rollout.rewards)
                 metrics = update(agent, optimizer, rollout, args)
                 check_finite(step + rollout.size, **{k: metrics[k] for k in metrics if "loss" in k})
-                progress.advance(rollout, time.perf_counter() - began)
+                now = time.perf_counter()
+                progress.advance(rollout, now - began)
+                began = now  # so that logging and saving count, too
                 logger.log(progress, rollout, metrics | {"learning_rate": lr})
-                if time.perf_counter() - saved > 30:
+                if now - saved > 30:
                     save_checkpoint(run_dir, agent, optimizer, args, progress)
-                    saved = time.perf_counter()
+                    saved = now
         save_checkpoint(run_dir, agent, optimizer, args, progress)
         envs.close()
         logger.bar.close()
@@ -789,7 +800,10 @@ def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress
     for package in ("torch", "numpy", "gymnasium", "mujoco"):
         if importlib.util.find_spec(package):
             facts[package] = importlib.metadata.version(package)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {args.run_dir}: {error.strerror}")
     settings = {"algorithm": ALGORITHM} | dataclasses.asdict(args) | facts
     (run_dir / "args.json").write_text(json.dumps(settings, indent=2))
     print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
@@ -844,7 +858,9 @@ def report_evaluation(agent: Agent, args: Args, run_dir: Path, wandb_run=None) -
     actions = "deterministic" if args.eval_deterministic else "sampled"
     print(f"evaluation, {len(returns)} episodes, {actions} actions: "
           f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}")
-    (run_dir / "evaluation.json").write_text(json.dumps({"actions": actions, "returns": returns}))
+    if not args.evaluate:  # it stays what the run ended with
+        text = json.dumps({"actions": actions, "returns": returns})
+        (run_dir / "evaluation.json").write_text(text)
     if wandb_run and videos:
         import wandb
         wandb_run.log({f"videos/{v.stem}": wandb.Video(str(v)) for v in videos.glob("*.mp4")})
@@ -870,7 +886,7 @@ def main() -> None:
             return
         check_args(args)
         start(args)
-        agent = Agent(make_envs(args), args)
+        agent = Agent(make_envs(dataclasses.replace(args, num_envs=1)), args)
         restore("--evaluate", args, agent, make_optimizer(agent, args))
         report_evaluation(agent, args, Path(args.evaluate))
     except UserError as error:

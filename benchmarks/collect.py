@@ -5,7 +5,7 @@
 
 One file per run, <script>__<environment>__<flags>__seed<seed>.csv, with at most 200 rows: every n-th
 and the last. Its first line is a JSON object: the flags that were not defaults, the returns of the
-evaluation, the versions. The table has, per script, environment and flags: the number of seeds; mean
+deterministic evaluation at the end, the versions, all flags. The table has, per script, environment and flags: the number of seeds; mean
 ± std over seeds of the mean return of the last 100 training episodes; its 95 % interval (Student's t
 over seeds); its worst seed; and mean ± std over seeds of the final evaluation.
 """
@@ -22,7 +22,8 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-NOT_SETTINGS = {"env_id", "seed", "exp_name", "run_dir", "resume", "evaluate", "compile", "cuda"}
+NOT_SETTINGS = {"env_id", "seed", "exp_name", "run_dir", "resume", "evaluate", "compile", "cuda",
+                "track", "wandb_project_name", "wandb_entity", "capture_video"}
 
 
 def thin(run_dir: Path) -> None:
@@ -42,7 +43,8 @@ def thin(run_dir: Path) -> None:
     rows = rows[::-1][::step][::-1]  # counted from the end, so that the last row stays
     facts = {k: args[k] for k in ("device", "python", "torch", "gymnasium", "mujoco") if k in args}
     about = {"script": script, "env_id": args["env_id"], "seed": args["seed"], "flags": flags,
-             "evaluation": [round(r, 1) for r in evaluation["returns"]], **facts}
+             "evaluation": [round(r, 1) for r in evaluation["returns"]], **facts,
+             "args": {k: v for k, v in args.items() if k in defaults}}
     label = flags.replace("--", "").replace(" ", "_") or "default"
     path = RESULTS / f"{script}__{args['env_id']}__{label}__seed{args['seed']}.csv"
     with path.open("w", newline="") as file:
