@@ -34,6 +34,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -879,6 +880,7 @@ def parse_args() -> Args:
 
 
 def main() -> None:
+    warnings.filterwarnings("once", message=".*out of date")  # Gymnasium's, at every gym.make
     try:
         args = parse_args()
         if not args.evaluate:
