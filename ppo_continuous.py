@@ -622,10 +622,14 @@ class Logger:
         _, returns, lengths = zip(*rollout.episodes) if rollout.episodes else [()] * 3
         row = {"iteration": progress.iteration, "global_step": progress.global_step,
                "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
-               "episodic_return": mean(returns), "episodic_length": mean(lengths), "SPS": sps,
-               "return_100": mean(progress.last_returns), **metrics}
+               "episodic_return": mean_or_blank(returns),
+               "episodic_length": mean_or_blank(lengths), "SPS": sps,
+               "return_100": mean_or_blank(progress.last_returns), **metrics}
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows([row] * (file.tell() == 0) + [row.values()])
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
         average = f"{row['return_100']:.1f}" if progress.last_returns else "–"
         text = f"return {average}, {sps:,} SPS"
         self.bar.set_postfix_str(text, refresh=False)
@@ -641,7 +645,7 @@ class Logger:
             self.wandb.finish()
 
 
-def mean(values: Sequence[float]) -> float | str:
+def mean_or_blank(values: Sequence[float]) -> float | str:
     """Empty, not zero, where there is nothing to average."""
     return float(np.mean(values)) if values else ""
 
