@@ -68,7 +68,7 @@ def table() -> None:
           "evaluation | flags |\n|---|---|---|---|---|---|---|---|---|")
     for (script, env_id, flags), runs in groups.items():
         returns, evaluations, steps = map(np.array, zip(*runs))
-        spread = returns.std(ddof=1)
+        spread = returns.std(ddof=1) if len(runs) > 1 else np.nan
         low, high = stats.t.interval(0.95, len(runs) - 1, returns.mean(), spread / len(runs) ** 0.5)
         print(f"| {script} | {env_id} | {steps[0]:,} | {len(runs)} | {returns.mean():,.0f} ± "
               f"{spread:,.0f} | {low:,.0f} to {high:,.0f} | {returns.min():,.0f} | "
