@@ -7,7 +7,7 @@ One file per run, <script>__<environment>__<flags>__seed<seed>.csv, with at most
 and the last. Its first line is a JSON object: the flags that were not defaults, the returns of the
 deterministic evaluation at the end, the versions, all flags. The table has, per script, environment and flags: the number of seeds; mean
 ± std over seeds of the mean return of the last 100 training episodes; its 95 % interval (Student's t
-over seeds); its worst seed; and mean ± std over seeds of the final evaluation.
+over seeds, from five seeds on); its worst seed; and mean ± std over seeds of the final evaluation.
 """
 import csv
 import importlib
@@ -68,10 +68,11 @@ def table() -> None:
           "evaluation | flags |\n|---|---|---|---|---|---|---|---|---|")
     for (script, env_id, flags), runs in groups.items():
         returns, evaluations, steps = map(np.array, zip(*runs))
-        spread = returns.std(ddof=1) if len(runs) > 1 else np.nan
-        low, high = stats.t.interval(0.95, len(runs) - 1, returns.mean(), spread / len(runs) ** 0.5)
+        spread, n = returns.std(ddof=1) if len(runs) > 1 else np.nan, len(runs)
+        half = stats.t.ppf(0.975, n - 1) * spread / n**0.5
+        interval = f"{returns.mean() - half:,.0f} to {returns.mean() + half:,.0f}" if n >= 5 else "–"
         print(f"| {script} | {env_id} | {steps[0]:,} | {len(runs)} | {returns.mean():,.0f} ± "
-              f"{spread:,.0f} | {low:,.0f} to {high:,.0f} | {returns.min():,.0f} | "
+              f"{spread:,.0f} | {interval} | {returns.min():,.0f} | "
               f"{evaluations.mean():,.0f} ± {evaluations.std(ddof=1):,.0f} | `{flags or 'default'}` |")
 
 
