@@ -172,15 +172,15 @@ def test_ratio_is_1_before_the_update(script, kind, monkeypatch):
     env_id = register(Count, kind=kind, lengths=(3, 4))
     args, envs, agent, obs = setup(script, env_id=env_id, num_steps=40, log_std_init=1.0)
     agent.obs_stats.update(torch.randn(50, 2) * 3 + 1)
-    taken, policy = [], agent.policy
+    taken, distribution_of = [], agent.distribution
 
-    def recording_policy(obs):
-        distribution = policy(obs)
+    def recording(outputs):
+        distribution = distribution_of(outputs)
         sample = distribution.sample
         distribution.sample = lambda: taken.append((distribution, sample())) or taken[-1][1]
         return distribution
 
-    monkeypatch.setattr(agent, "policy", recording_policy)
+    monkeypatch.setattr(agent, "distribution", recording)
     rollout, _ = script.collect_rollout(agent, envs, obs, args)
     monkeypatch.undo()
     at_the_time = torch.stack([d.log_prob(actions) for d, actions in taken])
@@ -188,3 +188,23 @@ def test_ratio_is_1_before_the_update(script, kind, monkeypatch):
     batch = script.make_batch(agent, rollout, args)
     ratio = (batch.logprobs - at_the_time.flatten()).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@each_kind(SCRIPTS)
+def test_the_actor_in_numpy_is_the_actor(script, kind, activation):
+    """Layer by layer, with normalisation, for layers it knows and for one it does not know."""
+    env_id = register(Count, kind=kind)
+    args, envs, agent, obs = setup(script, env_id=env_id, activation=activation, clip_obs=2.0)
+    agent.obs_stats.update(torch.randn(50, 2) * 3 + 1)
+    for network in (agent.actor, torch.nn.Sequential(*agent.actor, torch.nn.Softplus())):
+        for p in network.parameters():
+            torch.nn.init.normal_(p)
+        with torch.no_grad():
+            raw = torch.randn(20, 2) * 10
+            normal = agent.normalise(raw)
+            assert normal.abs().max() == 2.0
+            expected = network(normal)
+            found = script.in_numpy(network)(agent.normalise(raw.numpy()))
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+        assert expected.std() > 1
