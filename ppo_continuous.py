@@ -62,7 +62,7 @@ class Args:
     num_envs: int = 8  # N, environments stepped in turn
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
-    gae_lambda: float = 0.9  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
+    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
     learning_rate: float = 3e-4  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
@@ -73,7 +73,7 @@ class Args:
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
     vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
-    target_kl: float | None = None  # end the update at a minibatch whose KL is beyond this
+    target_kl: float | None = None  # end the update at a minibatch with a larger KL; None: do not
     norm_obs: bool = True  # standardise observations by running statistics
     clip_obs: float = 10.0  # clip standardised observations to ± this
     norm_reward: bool = True  # divide rewards by the running std of the discounted return
@@ -84,7 +84,7 @@ class Args:
 
     cuda: bool = True  # use the GPU when there is one
     torch_deterministic: bool = True  # only deterministic PyTorch operations
-    compile: bool = False  # torch.compile the minibatch step: starts slower, runs faster
+    compile: bool = False  # torch.compile the gradient steps: starts slower, runs faster
     exp_name: str = Path(__file__).stem  # name of the experiment
     run_dir: str = "runs"  # where run directories are made
     track: bool = False  # log to Weights & Biases too
@@ -104,6 +104,12 @@ class Args:
     @property
     def minibatch_size(self) -> int:
         return self.batch_size // self.num_minibatches
+
+    @property
+    def plan(self) -> str:
+        whole = self.total_timesteps // self.batch_size
+        return (f"{whole:,} iterations × {self.batch_size:,} steps = "
+                f"{whole * self.batch_size:,} of {self.total_timesteps:,} steps")
 
 
 # ==================================================================================================
@@ -328,8 +334,13 @@ def in_numpy(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
             return np.tanh
         return lambda x: layer(torch.from_numpy(x)).numpy()  # any other layer: by PyTorch
 
+    def forward(x: np.ndarray) -> np.ndarray:
+        for layer in layers:
+            x = layer(x)
+        return x
+
     layers = [translate(layer) for layer in network]
-    return lambda x: functools.reduce(lambda x, layer: layer(x), layers, x)
+    return forward
 
 
 @torch.no_grad()
@@ -608,6 +619,7 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
+        self.episodes: list[tuple[int, float, int]] = []  # ended since the last row
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -632,17 +644,24 @@ class Logger:
             self.wandb.log({"global_step": step, **values})
 
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """One iteration. episodic_return and episodic_length are means over the episodes that
-        ended in it (empty if none did); return_100 is the mean of the last 100 episodes."""
+        """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
+        than a thousandth of the run) share a row, with the last one's metrics. episodic_return and
+        episodic_length are means over the episodes that ended since the last row (empty if none
+        did), return_100 is the mean of the last 100."""
         start = progress.global_step - rollout.size
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
+        self.episodes += rollout.episodes
+        spacing = max(1, min(1000, self.total // 1000))
+        if progress.global_step // spacing == start // spacing:
+            return
         sps = round(progress.global_step / progress.seconds)
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}
         losses = {f"losses/{k}": v for k, v in metrics.items() if k != "learning_rate"}
         self.scalars(progress.global_step, charts | losses)
-        _, returns, lengths = zip(*rollout.episodes) if rollout.episodes else [()] * 3
+        _, returns, lengths = zip(*self.episodes) if self.episodes else [()] * 3
+        self.episodes = []
         row = {"iteration": progress.iteration, "global_step": progress.global_step,
                "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
                "episodic_return": mean_or_blank(returns),
@@ -747,7 +766,8 @@ def check_args(args: Args) -> None:
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
                         "(--num-envs × --num-steps) into minibatches of 2 or more")
-    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+    compilers = map(shutil.which, ("c++", "g++", "clang++", "cl"))
+    if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")
     if args.capture_video:
         try:
@@ -763,9 +783,9 @@ def check_args(args: Args) -> None:
                             "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
 
 
-def check_finite(step: int, **quantities: Tensor | float) -> None:
-    for name, value in quantities.items():
-        if not torch.as_tensor(value).isfinite().all():
+def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
+    for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
+        if name in quantities and not torch.as_tensor(quantities[name]).isfinite().all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
                             "saved before stays as it is. Often a smaller --learning-rate helps")
 
@@ -800,10 +820,9 @@ def train(args: Args) -> Agent:
                 lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
                 optimizer.lr.fill_(lr)
                 rollout, obs = collect_rollout(agent, envs, obs, args)
-                check_finite(step + rollout.size, obs=rollout.obs, next_obs=rollout.next_obs,
-                             reward=rollout.rewards)
+                check_finite(step + rollout.size, rollout._asdict())
                 metrics = update(agent, optimizer, rollout, args)
-                check_finite(step + rollout.size, **{k: metrics[k] for k in metrics if "loss" in k})
+                check_finite(step + rollout.size, metrics)
                 now = time.perf_counter()
                 progress.advance(rollout, now - began)
                 began = now  # so that logging and saving count, too
@@ -839,9 +858,7 @@ def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress
         print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
     if args.resume:
         print(f"resumed at step {progress.global_step:,}; running episodes start anew")
-    whole = args.total_timesteps // args.batch_size
-    print(f"{whole:,} iterations × {args.batch_size:,} steps = {whole * args.batch_size:,} of "
-          f"{args.total_timesteps:,} steps, in {run_dir}", flush=True)
+    print(f"{args.plan}, in {run_dir}", flush=True)
 
 
 @contextlib.contextmanager

@@ -325,7 +325,7 @@ def test_nan_stops_the_run(script, kind, what, k, tmp_path):
     Steps 20 and 25 end an episode, step 24 ends a rollout (T = 8).
     """
     env_id = register(Broken, kind=kind, k=k, what=what)
-    with pytest.raises(script.UserError, match=f"^(next_)?{what} is NaN .*step"):
+    with pytest.raises(script.UserError, match=f"^(next_)?{what}s? is NaN .*step"):
         trained(script, tmp_path, env_id=env_id)
     run, = tmp_path.iterdir()
     if (run / "progress.csv").exists():
