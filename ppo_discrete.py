@@ -118,6 +118,14 @@ class UserError(Exception):
     """Something the user can mend: `main` prints it as one line and exits with code 2."""
 
 
+class LastInfoOnly(gym.Wrapper):
+    """No info before an episode's last step: a vector environment merges them, which takes long."""
+
+    def step(self, action: np.ndarray | int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, info if terminated or truncated else {}
+
+
 def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.VectorEnv:
     """N copies of the environment; observations are float32 vectors, (N, O).
 
@@ -142,7 +150,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
             env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
         space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         to_float32 = functools.partial(np.array, dtype=np.float32)  # copies: some reuse their array
-        return gym.wrappers.TransformObservation(env, to_float32, space)
+        return LastInfoOnly(gym.wrappers.TransformObservation(env, to_float32, space))
 
     try:
         if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
@@ -188,15 +196,17 @@ class RunningStats(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def update(self, batch: Tensor) -> None:
-        """Merge (n, *shape) samples: two sets' squares add up, plus (Δmean)² n₁n₂/(n₁+n₂)."""
+        """Merge n samples, (n, *shape), a share w = n/(count + n) of all:
+
+            mean ← mean + w Δ,   var ← (1−w) var + w var_new + w(1−w) Δ²,   Δ = mean_new − mean
+        """
         batch = batch.to(self.mean.device, torch.float64)
-        n, total, delta = len(batch), len(batch) + self.count, batch.mean(0) - self.mean
-        squares = (self.var * self.count + batch.var(0, correction=0) * n
-                   + delta.square() * self.count * n / total)
-        self.mean.copy_(self.mean + delta * n / total)
-        self.var.copy_(squares / total)
-        self.std.copy_((squares / total + 1e-8).sqrt())
-        self.count.copy_(total)
+        var, mean = torch.var_mean(batch, 0, correction=0)
+        share, delta = len(batch) / (self.count + len(batch)), mean - self.mean
+        self.mean += delta * share
+        self.var += (var - self.var + delta.square() * (1 - share)) * share
+        self.std.copy_((self.var + 1e-8).sqrt())
+        self.count += len(batch)
 
 
 class Categorical(torch.distributions.Distribution):
@@ -284,11 +294,11 @@ class Agent(nn.Module):
         """
         if not self.args.norm_reward:
             return rewards
-        discounted = torch.empty_like(rewards)
-        for t in range(len(rewards)):
-            discounted[t] = self.args.gamma * self.running_return + rewards[t]
-            self.running_return = discounted[t] * ~done[t]
-        self.return_stats.update(discounted.flatten())
+        discounted = []
+        for reward, goes_on in zip(rewards, ~done):  # (N,) each, t = 0 … T−1
+            discounted.append(self.args.gamma * self.running_return + reward)
+            self.running_return = discounted[-1] * goes_on
+        self.return_stats.update(torch.cat(discounted))
         scaled = rewards / self.return_stats.std.cpu()
         return scaled.clamp(-self.args.clip_reward, self.args.clip_reward)
 
@@ -376,10 +386,11 @@ def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated
     assert (rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape)
     deltas = rewards + gamma * (next_values * ~terminated.bool()) - values
     decay = gamma * gae_lambda * (~done.bool()).to(deltas)
-    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(deltas[0])
-    for t in reversed(range(len(deltas))):
-        advantages[t] = advantage = deltas[t] + decay[t] * advantage
-    return advantages
+    advantages, advantage = [], torch.zeros_like(deltas[0])
+    for delta, decay_t in zip(deltas.flip(0), decay.flip(0)):  # (N,) each, t = T−1 … 0
+        advantage = delta + decay_t * advantage
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])
 
 
 class Batch(NamedTuple):
@@ -399,7 +410,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     whole rollout in a few calls."""
     device = next(agent.parameters()).device
     obs, actions = rollout.obs.to(device), rollout.actions.to(device)
-    values, next_values = agent.value(obs).cpu(), agent.value(rollout.next_obs.to(device)).cpu()
+    values, next_values = agent.value(torch.stack([obs, rollout.next_obs.to(device)])).cpu()
     rewards = agent.scale_rewards(rollout.rewards, rollout.done)
     advantages = compute_gae(rewards, values, next_values, rollout.terminated, rollout.done,
                              args.gamma, args.gae_lambda)
