@@ -752,7 +752,8 @@ def check_args(args: Args) -> None:
                "cg_iters backtrack_iters")
     for names, limits, inside in (
             (above_0, "above 0", lambda x: x > 0),
-            ("seed ent_coef vf_coef max_grad_norm eval_episodes", "0 or above", lambda x: x >= 0),
+            ("seed ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
+             lambda x: x >= 0),
             ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
         for name in names.split():
             value = getattr(args, name, None)
@@ -768,6 +769,13 @@ def check_args(args: Args) -> None:
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
                         "(--num-envs × --num-steps) into minibatches of 2 or more")
+    episodes, group = getattr(args, "episodes_per_update", 0), getattr(args, "baseline", "")
+    if episodes % args.num_envs:
+        raise UserError(f"--episodes-per-update {episodes}: must be a multiple of --num-envs "
+                        f"{args.num_envs}, which play one episode each per round")
+    if group == "group" and args.num_envs == 1:
+        raise UserError("--baseline group: compares the episodes of a round, so it needs "
+                        "--num-envs 2 or more")
     compilers = map(shutil.which, ("c++", "g++", "clang++", "cl"))
     if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")

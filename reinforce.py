@@ -497,20 +497,6 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, episodes: int) -> Tensor:
     return -(logprobs * advantages).sum() / episodes
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: float | None = None
-               ) -> Tensor:
-    """½ mean (V − R)²; if clipped, ½ mean max[(V − R)², (V_old + clip(V − V_old, ±ε) − R)²].
-
-    (M,) each → scalar. [PPO eq. 9, with a ½.] Value clipping is not in the paper, and depends on
-    the scale of the rewards.
-    """
-    assert values.shape == old_values.shape == returns.shape
-    if clip_coef is None:
-        return 0.5 * F.mse_loss(values, returns)
-    clipped = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
-    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square()).mean()
-
-
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
 
@@ -570,7 +556,7 @@ def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> li
     policy = agent.policy(batch.obs)
     pg_loss = policy_loss(policy.log_prob(batch.actions), batch.advantages,
                           args.episodes_per_update)
-    v_loss = value_loss(agent.value(batch.obs), batch.values, batch.returns)
+    v_loss = 0.5 * F.mse_loss(agent.value(batch.obs), batch.returns)
     entropy = policy.entropy().mean()
     loss = pg_loss
     if args.baseline == "value":
@@ -767,7 +753,8 @@ def check_args(args: Args) -> None:
                "cg_iters backtrack_iters")
     for names, limits, inside in (
             (above_0, "above 0", lambda x: x > 0),
-            ("seed ent_coef vf_coef max_grad_norm eval_episodes", "0 or above", lambda x: x >= 0),
+            ("seed ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
+             lambda x: x >= 0),
             ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
         for name in names.split():
             value = getattr(args, name, None)
@@ -783,6 +770,13 @@ def check_args(args: Args) -> None:
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
                         "(--num-envs × --num-steps) into minibatches of 2 or more")
+    episodes, group = getattr(args, "episodes_per_update", 0), getattr(args, "baseline", "")
+    if episodes % args.num_envs:
+        raise UserError(f"--episodes-per-update {episodes}: must be a multiple of --num-envs "
+                        f"{args.num_envs}, which play one episode each per round")
+    if group == "group" and args.num_envs == 1:
+        raise UserError("--baseline group: compares the episodes of a round, so it needs "
+                        "--num-envs 2 or more")
     compilers = map(shutil.which, ("c++", "g++", "clang++", "cl"))
     if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")

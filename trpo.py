@@ -535,14 +535,14 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
     """x with A x ≈ b, for symmetric positive definite A given by matvec(v) = A v.    (P,) → (P,)
 
     Each direction p is A-orthogonal to those before it, so no step undoes another. Stops early at
-    a residual of (nearly) zero, b = 0 included, and where pᵀA p is not positive.
+    a residual that is nearly zero next to b, b = 0 included, and where pᵀA p is not positive.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     squared = residual @ residual
     for _ in range(iters):
         product = matvec(direction)
         curvature = direction @ product
-        if squared < 1e-10 or curvature <= 0:
+        if squared <= 1e-10 * (b @ b) or curvature <= 0:
             break
         step = squared / curvature
         x, residual = x + step * direction, residual - step * product
@@ -679,7 +679,8 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
         policy = agent.policy(batch.obs)
         ratio = (policy.log_prob(batch.actions) - batch.logprobs).exp()
         entropy = policy.entropy().mean()
-    return {"policy_loss_before": loss.detach(), "policy_loss": loss_after, "kl": kl_after,
+    return {"policy_loss_before": loss.detach(), "policy_loss": loss_after,
+            "kl_before": kl.detach(), "kl": kl_after,
             "step_fraction": fraction, "line_search_failed": float(fraction == 0),
             "entropy": entropy, "ratio_min": ratio.min(), "ratio_max": ratio.max(),
             "grad_norm": gradient.norm()}
@@ -862,7 +863,8 @@ def check_args(args: Args) -> None:
                "cg_iters backtrack_iters")
     for names, limits, inside in (
             (above_0, "above 0", lambda x: x > 0),
-            ("seed ent_coef vf_coef max_grad_norm eval_episodes", "0 or above", lambda x: x >= 0),
+            ("seed ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
+             lambda x: x >= 0),
             ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
         for name in names.split():
             value = getattr(args, name, None)
@@ -878,6 +880,13 @@ def check_args(args: Args) -> None:
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
                         "(--num-envs × --num-steps) into minibatches of 2 or more")
+    episodes, group = getattr(args, "episodes_per_update", 0), getattr(args, "baseline", "")
+    if episodes % args.num_envs:
+        raise UserError(f"--episodes-per-update {episodes}: must be a multiple of --num-envs "
+                        f"{args.num_envs}, which play one episode each per round")
+    if group == "group" and args.num_envs == 1:
+        raise UserError("--baseline group: compares the episodes of a round, so it needs "
+                        "--num-envs 2 or more")
     compilers = map(shutil.which, ("c++", "g++", "clang++", "cl"))
     if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")

@@ -14,6 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # as start() does: tiny operations lose with more
 
 LADDER = ["reinforce", "a2c", "ppo_discrete", "ppo_continuous", "trpo"]
 NAMES = [name for name in LADDER if (ROOT / f"{name}.py").exists()]

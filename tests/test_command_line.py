@@ -81,7 +81,8 @@ def test_a_run(script, kind, run, tmp_path):
     env_id = register(Count, kind=kind)
     code, out, err = run(script, *small(script, env_id), "--no-cuda")
     assert (code, err) == (0, "")
-    assert "device cpu" in out and "4 iterations" in out and "GPU" not in out
+    arithmetic = "of 8 whole episodes" if script.__name__ == "reinforce" else "4 iterations"
+    assert "device cpu" in out and arithmetic in out and "GPU" not in out
     directory, = (tmp_path / "empty" / "runs").iterdir()
     assert str(directory.name) in out
 
@@ -207,12 +208,14 @@ def test_unsupported_observations(script, kind, space, word, refused):
     ("learning-rate", -0.1), ("learning-rate", "nan"), ("gamma", 1.5), ("gamma", -0.1),
     ("gae-lambda", 1.01), ("clip-coef", 0.0), ("clip-coef", -0.2), ("ent-coef", -0.1),
     ("vf-coef", -1.0), ("max-grad-norm", -1.0), ("target-kl", 0.0), ("seed", -1),
-    ("eval-episodes", -1), ("clip-obs", 0.0)])
+    ("eval-episodes", -1), ("clip-obs", 0.0), ("episodes-per-update", 0), ("critic-epochs", 0),
+    ("cg-iters", 0), ("cg-damping", -0.1), ("backtrack-coef", 1.5), ("backtrack-iters", 0)])
 @each(SCRIPTS)
-def test_bad_numbers(script, flag, value, refused):
+def test_bad_numbers(script, flag, value, refused, monkeypatch):
     """Out of its range: the flag and the value."""
     if flag.replace("-", "_") not in {f.name for f in dataclasses.fields(script.Args)}:
         pytest.skip("not a flag of this script")
+    monkeypatch.setattr(script, "start", lambda args: pytest.fail("it was not refused"))
     refused(script, [f"--{flag} {value}"], f"--{flag}", value)
 
 
@@ -222,6 +225,21 @@ def test_minibatches_must_divide_the_batch(script, refused):
     sizes = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches"]
     for parts in (3, 16, 32):  # 16 transitions
         refused(script, [f"--num-minibatches {parts}", "16"], *sizes, parts)
+
+
+@each([s for s in SCRIPTS if hasattr(s.Args, "episodes_per_update")])
+def test_episodes_must_fill_the_environments(script, refused):
+    """Rounds of N episodes make up E: neither fewer than asked for, nor none at all."""
+    for episodes in (4, 12):
+        refused(script, [f"--episodes-per-update {episodes}", "--num-envs"], "--num-envs", 8,
+                "--episodes-per-update", episodes, "--total-timesteps", 100)
+
+
+@each([s for s in SCRIPTS if hasattr(s.Args, "episodes_per_update")])
+def test_a_group_of_one(script, refused):
+    """It has no std: refused, not NaN."""
+    refused(script, ["--baseline group", "--num-envs"], "--num-envs", 1, "--baseline", "group",
+            "--total-timesteps", 100)
 
 
 @each([s for s in SCRIPTS if hasattr(s.Args, "num_steps")])
@@ -238,7 +256,7 @@ def test_film_without_pictures(script, refused):
     refused(script, ["--capture-video", env_id], "--env-id", env_id, "--capture-video")
 
 
-@each(SCRIPTS)
+@each([s for s in SCRIPTS if hasattr(s.Args, "compile")])
 def test_compile_without_a_compiler(script, refused, monkeypatch):
     """--compile is refused before training where it cannot work."""
     monkeypatch.setattr(shutil, "which", lambda *_: None)

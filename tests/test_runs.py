@@ -85,7 +85,7 @@ def test_every_episode_is_logged(script, kind, tmp_path):
     """Four environments that end in the same step give four exact returns at that step."""
     env_id = register(Count, kind=kind, lengths=(3,))
     _, _, run = trained(script, tmp_path, env_id=env_id, num_envs=4, num_steps=7,
-                        total_timesteps=28)
+                        episodes_per_update=8, total_timesteps=28)
     assert scalars(run, "charts/episodic_return") == [(12, 6.0)] * 4 + [(24, 6.0)] * 4
     assert scalars(run, "charts/episodic_length") == [(12, 3.0)] * 4 + [(24, 3.0)] * 4
 
@@ -103,7 +103,7 @@ def test_no_episode_ended(script, kind, tmp_path):
 @each_kind(SCRIPTS)
 def test_learning_rate_falls_linearly(script, kind, tmp_path):
     """anneal_lr: 1, ¾, ½, ¼ of the learning rate in four iterations; off: constant."""
-    env_id = register(Count, kind=kind)
+    env_id = register(Count, kind=kind, lengths=(4,))
     for anneal, factors in ((True, (1, 0.75, 0.5, 0.25)), (False, (1, 1, 1, 1))):
         _, _, run = trained(script, tmp_path, env_id=env_id, learning_rate=0.01, anneal_lr=anneal)
         rates = [float(row["learning_rate"]) for row in rows(run)]
@@ -120,7 +120,8 @@ def test_the_optimiser_gets_the_learning_rate(script, kind, tmp_path, monkeypatc
         return update(agent, optimizer, *rest)
 
     monkeypatch.setattr(script, "update", watched)
-    trained(script, tmp_path, env_id=register(Count, kind=kind), learning_rate=0.01, anneal_lr=True)
+    env_id = register(Count, kind=kind, lengths=(4,))
+    trained(script, tmp_path, env_id=env_id, learning_rate=0.01, anneal_lr=True)
     assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
 
 
@@ -144,7 +145,7 @@ def test_determinism(script, kind, tmp_path):
 @each_kind(SCRIPTS)
 def test_checkpoint_holds_plain_values(script, kind, tmp_path):
     """It loads with weights_only=True, and restores the agent that train returned."""
-    args, agent, run = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    args, agent, run = trained(script, tmp_path, env_id=register(Count, kind=kind, lengths=(4,)))
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     assert checkpoint["algorithm"] == script.__name__
     assert checkpoint["args"] == dataclasses.asdict(args)
@@ -158,7 +159,8 @@ def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch,
 
     Exact, since in this environment episodes are one step long and nothing is carried over.
     """
-    settings = dict(env_id=register(OneStep, kind=kind), learning_rate=0.01)
+    settings = dict(env_id=register(OneStep, kind=kind), learning_rate=0.01,
+                    episodes_per_update=16)
     _, whole_agent, whole_run = trained(script, tmp_path, **settings)
     with monkeypatch.context() as patch:
         stop_after(script, 2, patch)
@@ -183,7 +185,7 @@ def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch,
 @each_kind(SCRIPTS)
 def test_restore_puts_everything_back(script, kind, tmp_path):
     """Parameters, statistics, optimiser state, step count and random numbers."""
-    args, agent, run = trained(script, tmp_path, env_id=register(Count, kind=kind))
+    args, agent, run = trained(script, tmp_path, env_id=register(Count, kind=kind, lengths=(4,)))
     expected = torch.rand(3)  # drawn with the state that the checkpoint has
     torch.manual_seed(1234)
     args = dataclasses.replace(args, resume=str(run))
@@ -195,13 +197,14 @@ def test_restore_puts_everything_back(script, kind, tmp_path):
     saved = torch.load(run / "checkpoint.pt", weights_only=True)["optimizer"]
     assert same_state(optimizer.state_dict(), saved) and saved["m"].abs().sum() > 0
     assert (progress.iteration, progress.global_step) == (4, 64)
-    assert progress.last_returns == [6.0] * progress.episodes
+    assert progress.last_returns == [10.0] * 16 and progress.episodes == 16
 
 
 @each_kind(SCRIPTS)
 def test_resume_with_a_larger_budget(script, kind, tmp_path):
     """A finished run goes on when it is given more steps."""
-    args, _, run = trained(script, tmp_path, env_id=register(OneStep, kind=kind))
+    args, _, run = trained(script, tmp_path, env_id=register(OneStep, kind=kind),
+                           episodes_per_update=16)
     script.train(dataclasses.replace(args, resume=str(run), total_timesteps=96))
     assert [int(row["global_step"]) for row in rows(run)] == [16, 32, 48, 64, 80, 96]
 
@@ -267,7 +270,8 @@ def test_a_fresh_process_acts_the_same(script, kind, tmp_path):
     assert f"return {np.mean(in_training):.1f} ± {np.std(in_training):.1f}" in out.stdout
     assert (run / "evaluation.json").read_bytes() == before  # it says how the training ended
     actions, values = torch.load(tmp_path / "acts.pt")
-    assert agent.obs_stats.count == 1024 and agent.obs_stats.mean.abs().max() > 0
+    assert agent.obs_stats.count == 1024 or script.__name__ == "reinforce"
+    assert agent.obs_stats.mean.abs().max() > 0
     torch.testing.assert_close(actions, agent.policy(obs).mode.detach(), atol=1e-6, rtol=0)
     torch.testing.assert_close(values, agent.value(obs).detach(), atol=1e-6, rtol=0)
 
@@ -281,7 +285,7 @@ def test_signals(script, sent, tmp_path):
     """Ctrl-C and SIGTERM: a checkpoint, a line on how to go on, exit code 0, no traceback."""
     env_id = REAL[kinds(script)[0]]
     command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id", env_id,
-               "--num-envs", "2", "--num-steps", "32", "--total-timesteps", "100000000",
+               "--num-envs", "2", "--num-steps", "512", "--total-timesteps", "100000000",
                "--no-cuda", "--run-dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -350,7 +354,7 @@ def test_nan_loss_stops_the_run(script, kind, tmp_path, monkeypatch):
     update = script.update
     monkeypatch.setattr(script, "update", lambda *x: update(*x) | {"policy_loss": math.inf})
     with pytest.raises(script.UserError, match="policy_loss .*step 16"):
-        trained(script, tmp_path, env_id=register(Count, kind=kind))
+        trained(script, tmp_path, env_id=register(Count, kind=kind, lengths=(4,)))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -210,9 +210,9 @@ def test_optimizer_state_round_trip(script, kind):
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))),
                     reason="torch.compile needs a C++ compiler")
-@each_kind(PPO)
+@each_kind([s for s in SCRIPTS if hasattr(s.Args, "compile")])
 def test_compiled_equals_eager(script, kind):
-    """--compile: the same norms and the same parameters after an update, to 1e-5. (Slow.)"""
+    """--compile: the same metrics and the same parameters after an update, to 1e-5. (Slow.)"""
     args, agent, optimizer, rollout = prepared(script, kind, ent_coef=0.01, norm_reward=False)
     results = []
     for compile_it in (False, True):

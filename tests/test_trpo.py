@@ -1,0 +1,473 @@
+"""trpo.py: the Fisher matrix, conjugate gradients, the step within the trust region."""
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from conftest import Count, register, setup
+from torch import distributions as D, nn
+
+trpo = pytest.importorskip("trpo")
+a2c = pytest.importorskip("a2c")
+KINDS = pytest.mark.parametrize("kind", ["discrete", "continuous"])
+
+
+def prepared(kind, **changes):
+    """args, agent and the batch of a rollout in Count environments, as update hands it over."""
+    args, envs, agent, obs = setup(trpo, env_id=register(Count, kind=kind, lengths=(3, 4)),
+                                   **({"num_steps": 32} | changes))
+    with torch.no_grad():  # away from the start, where a discrete policy is uniform
+        agent.actor[-1].weight.normal_(std=0.3)
+    rollout, _ = trpo.collect_rollout(agent, envs, obs, args)
+    batch = trpo.make_batch(agent, rollout, args)
+    standard = (batch.advantages - batch.advantages.mean()) / batch.advantages.std()
+    return args, agent, batch._replace(advantages=standard)
+
+
+def policy_parameters(agent):
+    return [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+
+
+def theta(agent):
+    """The policy's parameters as one vector, a copy."""
+    return nn.utils.parameters_to_vector(policy_parameters(agent)).detach().clone()
+
+
+@torch.no_grad()
+def loss_and_kl(agent, old_agent, batch):
+    """The surrogate loss and KL(π_old ‖ π), from the agents as they are."""
+    old, new = old_agent.policy(batch.obs), agent.policy(batch.obs)
+    loss = trpo.policy_loss(new.log_prob(batch.actions), batch.logprobs, batch.advantages)
+    return loss.item(), trpo.kl_divergence(old, new).mean().item()
+
+
+def watch(monkeypatch):
+    """A dict that fills with the F x product and the full step of a policy_update."""
+    seen, solve, search = {}, trpo.conjugate_gradient, trpo.line_search
+
+    def solving(matvec, b, iters):
+        seen["fisher"], seen["gradient"] = matvec, b
+        return solve(matvec, b, iters)
+
+    def searching(losses, parameters, full_step, loss_before, args):
+        seen["step"] = full_step.clone()
+        seen["predicted_kl"] = 0.5 * full_step @ seen["fisher"](full_step)
+        return search(losses, parameters, full_step, loss_before, args)
+
+    monkeypatch.setattr(trpo, "conjugate_gradient", solving)
+    monkeypatch.setattr(trpo, "line_search", searching)
+    return seen
+
+
+# --------------------------------------------------------------------------------------------------
+# The Fisher matrix
+# --------------------------------------------------------------------------------------------------
+class PolicyOf(nn.Module):
+    """So that functional_call can put other parameters into agent.policy."""
+
+    def __init__(self, agent):
+        super().__init__()
+        self.agent = agent
+
+    def at(self, vector, obs):
+        named = [(n, p) for n, p in self.agent.named_parameters() if not n.startswith("critic")]
+        parts = vector.split([p.numel() for _, p in named])
+        values = {f"agent.{n}": x.view_as(p) for (n, p), x in zip(named, parts)}
+        return torch.func.functional_call(self, values, (obs,))
+
+    def forward(self, obs):
+        return self.agent.policy(obs)
+
+
+def small_agent(kind):
+    """An agent in float64 whose actor has 3 hidden units, and observations."""
+    _, _, agent, _ = setup(trpo, env_id=register(Count, kind=kind))
+    agent.actor = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    agent.obs_stats.update(torch.randn(50, 2) * 2 + 1)
+    return agent.double(), torch.randn(20, 2, dtype=torch.float64)
+
+
+def matrix_of(agent, obs, damping):
+    """fisher_vector_product on every unit vector: its matrix."""
+    parameters, policy = policy_parameters(agent), agent.policy(obs)
+    with torch.no_grad():
+        old = copy.deepcopy(agent).policy(obs)
+    kl_gradient = trpo.flat_gradient(trpo.kl_divergence(old, policy).mean(), parameters,
+                                     create_graph=True)
+    assert kl_gradient.abs().max() < 1e-12
+    unit = torch.eye(len(kl_gradient), dtype=torch.float64)
+    return torch.stack([trpo.fisher_vector_product(kl_gradient, parameters, v, damping)
+                        for v in unit], dim=1)
+
+
+@KINDS
+def test_fisher_vector_product_is_the_hessian_of_the_kl(kind):
+    """F v + c v for all v: the explicit Hessian of the mean KL plus c on the diagonal."""
+    agent, obs = small_agent(kind)
+    with torch.no_grad():
+        old = agent.policy(obs)
+
+    def mean_kl(vector):
+        return trpo.kl_divergence(old, PolicyOf(agent).at(vector, obs)).mean()
+
+    hessian = torch.autograd.functional.hessian(mean_kl, theta(agent))
+    assert hessian.abs().max() > 0.1 and len(hessian) == {"discrete": 17, "continuous": 19}[kind]
+    for damping in (0.0, 0.7):
+        expected = hessian + damping * torch.eye(len(hessian))
+        torch.testing.assert_close(matrix_of(agent, obs, damping), expected)
+
+
+def test_fisher_matrix_is_the_covariance_of_the_score():
+    """F = E_s Σ_a π(a|s) ∇log π ∇log πᵀ: symmetric, positive semi-definite."""
+    agent, obs = small_agent("discrete")
+
+    def logprobs(vector):
+        return PolicyOf(agent).at(vector, obs).logprobs.flatten()
+
+    scores = torch.autograd.functional.jacobian(logprobs, theta(agent))  # (20 · 2, P)
+    probabilities = logprobs(theta(agent)).exp()
+    expected = (scores.T * probabilities) @ scores / len(obs)
+    torch.testing.assert_close(matrix_of(agent, obs, 0.0), expected)
+
+
+@KINDS
+def test_kl_is_pytorch_s(kind):
+    """kl_divergence(old, new) is KL(old ‖ new), state by state; the other way round it is not."""
+    torch.manual_seed(0)
+    if kind == "discrete":
+        a, b = 2 * torch.randn(2, 5, 4)
+        ours = [trpo.Categorical(x) for x in (a, b)]
+        theirs = [D.Categorical(logits=x) for x in (a, b)]
+    else:
+        (a, b), (s, t) = torch.randn(2, 5, 3), torch.randn(2, 3) * 0.5
+        ours = [trpo.Gaussian(a, s), trpo.Gaussian(b, t)]
+        theirs = [D.Independent(D.Normal(m, x.exp().expand(5, 3)), 1) for m, x in ((a, s), (b, t))]
+    forward, backward = trpo.kl_divergence(*ours), trpo.kl_divergence(*ours[::-1])
+    assert forward.shape == (5,)
+    torch.testing.assert_close(forward, D.kl_divergence(*theirs))
+    torch.testing.assert_close(backward, D.kl_divergence(*theirs[::-1]))
+    assert ((forward - backward).abs() > 0.01).all()
+    assert trpo.kl_divergence(ours[0], ours[0]).abs().max() < 1e-6
+
+
+@KINDS
+def test_kl_is_the_mean_log_ratio(kind):
+    """E_{a ~ old}[log old(a) − log new(a)], within 5 standard errors."""
+    torch.manual_seed(0)
+    if kind == "discrete":
+        old, new = trpo.Categorical(torch.randn(4)), trpo.Categorical(torch.randn(4))
+    else:
+        old, new = (trpo.Gaussian(torch.randn(3), torch.randn(3) * 0.3) for _ in range(2))
+    actions = old.sample((100_000,))
+    ratio = old.log_prob(actions) - new.log_prob(actions)
+    error = 5 * ratio.std().item() / math.sqrt(len(ratio))
+    assert trpo.kl_divergence(old, new).item() == pytest.approx(ratio.mean().item(), abs=error)
+
+
+# --------------------------------------------------------------------------------------------------
+# Conjugate gradients
+# --------------------------------------------------------------------------------------------------
+def spd(n, seed=0):
+    """A symmetric positive definite matrix with eigenvalues from 0.1 to 10, and a vector."""
+    g = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
+    eigenvalues = torch.logspace(-1, 1, n, dtype=torch.float64)
+    return q @ eigenvalues.diag() @ q.T, torch.randn(n, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_conjugate_gradient_solves(n):
+    """n iterations solve an n × n system; with fewer, each brings the error down."""
+    for seed in range(5):
+        A, b = spd(n, seed)
+        exact, errors = torch.linalg.solve(A, b), []
+        for iters in range(n + 1):
+            off = trpo.conjugate_gradient(A.mv, b, iters) - exact
+            errors.append((off @ A @ off).item())  # what each step of the method lowers
+        assert errors[-1] < 1e-6 * errors[0]
+        assert all(later < earlier for earlier, later in zip(errors, errors[1:])
+                   if earlier > 1e-9)
+
+
+def test_conjugate_gradient_counts_and_stops():
+    """At most `iters` products; done when the residual is zero; b is left alone."""
+    A, b = spd(20)
+    kept, calls = b.clone(), []
+    trpo.conjugate_gradient(lambda v: calls.append(1) or A @ v, b, 7)
+    assert len(calls) == 7 and torch.equal(b, kept)
+    calls.clear()
+    x = trpo.conjugate_gradient(lambda v: calls.append(1) or 2 * v, b, 50)
+    torch.testing.assert_close(x, b / 2)
+    assert len(calls) <= 2  # one step solves a multiple of the identity
+
+
+@pytest.mark.parametrize("A", [torch.zeros(3), -torch.ones(3), torch.tensor([1.0, 0.0, -1.0]),
+                               torch.tensor([1e-30, 0.0, 0.0]), torch.ones(3)], ids=str)
+def test_conjugate_gradient_is_finite(A):
+    """Zero, negative or mixed curvature: no division by zero. b = 0 gives exactly 0."""
+    x = trpo.conjugate_gradient(lambda v: A * v, torch.ones(3), 10)
+    assert x.isfinite().all()
+    assert torch.equal(trpo.conjugate_gradient(lambda v: A * v, torch.zeros(3), 10),
+                       torch.zeros(3))
+
+
+# --------------------------------------------------------------------------------------------------
+# The line search
+# --------------------------------------------------------------------------------------------------
+def search(losses_at, args, start=0.1, step=1.0, loss_before=0.0):
+    """line_search on one number → (fraction, the number before, the number after)."""
+    parameter = nn.Parameter(torch.tensor([start]))
+    before = parameter.detach().clone()
+    losses = lambda: tuple(map(torch.as_tensor, losses_at(parameter.item() - start)))
+    fraction = trpo.line_search(losses, [parameter], torch.tensor([step]),
+                                torch.tensor(loss_before), args)
+    return fraction, before, parameter.detach()
+
+
+def test_line_search_takes_the_longest_allowed_step():
+    """KL = Δ² must be ≤ δ and the loss below what it was: the first of 1, ½, ¼ … with both."""
+    args = trpo.Args(target_kl=0.3, backtrack_coef=0.5, backtrack_iters=5)
+    downhill = lambda d: (-d, d * d)
+    fraction, before, after = search(downhill, args)
+    assert fraction == 0.5  # 1² > 0.3 ≥ 0.5²
+    torch.testing.assert_close(after, before + 0.5)
+    assert search(lambda d: (d * (d - 0.3), 0.0), args)[0] == 0.25  # below 0 only up to 0.3
+    assert search(downhill, trpo.Args(target_kl=2.0))[0] == 1.0
+
+
+@pytest.mark.parametrize("losses_at", [
+    lambda d: (d, 0.0),  # the surrogate gets worse
+    lambda d: (0.0, 0.0),  # or is no better
+    lambda d: (-d, 1.0),  # the KL stays too large
+    lambda d: (math.nan, 0.0), lambda d: (-d, math.nan)])
+def test_failed_line_search_restores(losses_at):
+    """No try is good enough: 0, and the parameter is what it was, bit for bit."""
+    fraction, before, after = search(losses_at, trpo.Args(target_kl=0.01))
+    assert fraction == 0 and torch.equal(after, before)
+
+
+def test_line_search_gives_up_after_its_tries():
+    """backtrack_iters counts the full step too; what the next try would accept is too late."""
+    downhill = lambda d: (-d, d * d)
+    allowed = {"target_kl": 0.3**2, "backtrack_coef": 0.5}  # 1, 0.5 and then 0.25 fits
+    assert search(downhill, trpo.Args(backtrack_iters=2, **allowed))[0] == 0
+    assert search(downhill, trpo.Args(backtrack_iters=3, **allowed))[0] == 0.25
+
+
+# --------------------------------------------------------------------------------------------------
+# The update
+# --------------------------------------------------------------------------------------------------
+@KINDS
+def test_full_step_is_predicted_to_reach_delta(kind, monkeypatch):
+    """½ sᵀ(F + damping)s = δ, s the step that the line search starts with; it goes uphill."""
+    for target_kl in (0.01, 0.05):
+        args, agent, batch = prepared(kind, target_kl=target_kl)
+        seen = watch(monkeypatch)
+        trpo.policy_update(agent, batch, args)
+        assert seen["predicted_kl"].item() == pytest.approx(target_kl, rel=1e-3)
+        assert seen["step"] @ seen["gradient"] > 0
+        monkeypatch.undo()
+
+
+def test_damping_is_the_flag_s(monkeypatch):
+    """--cg-damping c adds c v to F v."""
+    products = []
+    for damping in (0.0, 0.25):
+        args, agent, batch = prepared("continuous", cg_damping=damping)
+        seen = watch(monkeypatch)
+        trpo.policy_update(agent, batch, args)
+        products.append(seen["fisher"](torch.ones_like(seen["step"])))
+        monkeypatch.undo()
+    torch.testing.assert_close(products[1] - products[0], torch.full_like(products[0], 0.25),
+                               rtol=0, atol=1e-3)
+
+
+@KINDS
+def test_step_is_the_natural_gradient(kind, monkeypatch):
+    """With enough iterations (F + damping) s is along the gradient of the surrogate."""
+    args, agent, batch = prepared(kind, cg_iters=100, cg_damping=0.1)
+    loss = trpo.policy_loss(agent.policy(batch.obs).log_prob(batch.actions), batch.logprobs,
+                            batch.advantages)
+    uphill = -trpo.flat_gradient(loss, policy_parameters(agent))
+    seen = watch(monkeypatch)
+    trpo.policy_update(agent, batch, args)
+    product = seen["fisher"](seen["step"])
+    assert torch.cosine_similarity(product, uphill, dim=0) > 0.999
+    assert torch.cosine_similarity(seen["step"], uphill, dim=0) < 0.99  # so F does something
+
+
+@KINDS
+def test_accepted_steps_stay_in_the_trust_region(kind):
+    """KL(π_old ‖ π) ≤ δ and a better surrogate, computed anew, also where δ is large."""
+    fractions = []
+    for seed, target_kl in enumerate((0.001, 0.01, 0.1, 1.0), start=1):
+        args, agent, batch = prepared(kind, target_kl=target_kl, cg_damping=1e-3, seed=seed)
+        old = copy.deepcopy(agent)
+        metrics = trpo.policy_update(agent, batch, args)
+        (before, _), (after, kl) = loss_and_kl(old, old, batch), loss_and_kl(agent, old, batch)
+        assert 0 < kl <= target_kl and after < before
+        assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-4, abs=1e-7)
+        assert float(metrics["policy_loss_before"]) == pytest.approx(before, abs=1e-5)
+        assert float(metrics["policy_loss"]) == pytest.approx(after, abs=1e-5)
+        assert metrics["line_search_failed"] == 0
+        fractions.append(metrics["step_fraction"])
+    assert 0 < min(fractions) < 1, "some step had to be shortened, or this tests little"
+
+
+@KINDS
+def test_step_does_not_depend_on_the_scale_of_the_rewards(kind):
+    """Advantages a thousand times larger or smaller: the same step."""
+    steps = []
+    for scale in (1.0, 1e3, 1e-3):
+        args, agent, batch = prepared(kind)
+        before = theta(agent)
+        trpo.policy_update(agent, batch._replace(advantages=scale * batch.advantages), args)
+        steps.append(theta(agent) - before)
+    for step in steps[1:]:
+        assert torch.cosine_similarity(step, steps[0], dim=0) > 0.999
+        assert step.norm().item() == pytest.approx(steps[0].norm().item(), rel=0.01)
+
+
+@KINDS
+def test_failed_search_leaves_the_policy(kind, monkeypatch):
+    """A step downhill is never accepted: each parameter stays, bit for bit, and it is logged."""
+    args, agent, batch = prepared(kind)
+    before, solve = theta(agent), trpo.conjugate_gradient
+    monkeypatch.setattr(trpo, "conjugate_gradient", lambda *x: -solve(*x))
+    metrics = trpo.policy_update(agent, batch, args)
+    assert torch.equal(theta(agent), before)
+    assert metrics["line_search_failed"] == 1 and metrics["step_fraction"] == 0
+    assert abs(float(metrics["kl"])) < 1e-6
+    assert metrics["policy_loss"] == pytest.approx(float(metrics["policy_loss_before"]), abs=1e-6)
+
+
+@KINDS
+def test_no_gradient_no_step(kind):
+    """Advantages of zero: nothing to gain, nothing moves, nothing is NaN."""
+    args, agent, batch = prepared(kind)
+    before = theta(agent)
+    metrics = trpo.policy_update(agent, batch._replace(advantages=torch.zeros(64)), args)
+    assert torch.equal(theta(agent), before)
+    assert all(math.isfinite(x) for x in metrics.values())
+
+
+@KINDS
+def test_without_line_search_the_full_step_is_taken(kind, monkeypatch):
+    """The natural policy gradient: all of the step, beyond δ and even downhill."""
+    for sign in (1, -1):
+        args, agent, batch = prepared(kind, line_search=False, target_kl=1.0)
+        before, solve = theta(agent), trpo.conjugate_gradient
+        monkeypatch.setattr(trpo, "conjugate_gradient", lambda *x: sign * solve(*x))
+        seen = watch(monkeypatch)
+        metrics = trpo.policy_update(agent, batch, args)
+        monkeypatch.undo()
+        torch.testing.assert_close(theta(agent), before + seen["step"])
+        assert metrics["step_fraction"] == 1 and metrics["line_search_failed"] == 0
+    assert metrics["policy_loss"] > metrics["policy_loss_before"]
+
+
+@KINDS
+def test_actor_and_critic_learn_apart(kind):
+    """policy_update moves the policy's parameters only, critic_update the critic's only."""
+    args, agent, batch = prepared(kind)
+    optimizer = trpo.make_optimizer(agent, args)
+    for step, moves in ((lambda: trpo.policy_update(agent, batch, args), "policy"),
+                        (lambda: trpo.critic_update(agent, optimizer, batch, args), "critic")):
+        before = copy.deepcopy(agent.state_dict())
+        step()
+        for name, p in agent.named_parameters():
+            part = "critic" if name.startswith("critic") else "policy"
+            assert torch.equal(p, before[name]) == (part != moves), name
+        assert all(torch.equal(x, before[name]) for name, x in agent.named_buffers())
+
+
+@KINDS
+def test_critic_learns_the_returns(kind):
+    """Its loss falls, also with clipping of its change; value_loss is that of the whole batch."""
+    for clip_vloss in (False, True):
+        args, agent, batch = prepared(kind, critic_epochs=20, learning_rate=3e-3,
+                                      clip_vloss=clip_vloss)
+        batch = batch._replace(returns=torch.linspace(-0.5, 0.5, 64))
+        before = trpo.value_loss(agent.value(batch.obs), batch.values, batch.returns).item()
+        metrics = trpo.critic_update(agent, trpo.make_optimizer(agent, args), batch, args)
+        after = trpo.value_loss(agent.value(batch.obs), batch.values, batch.returns).item()
+        assert after < before
+        assert metrics["value_loss"].item() == pytest.approx(after, rel=1e-5)
+
+
+def test_critic_visits_each_sample_once_per_epoch(monkeypatch):
+    """K epochs of equal minibatches, each epoch a new permutation of all B transitions."""
+    args, agent, batch = prepared("discrete", critic_epochs=3, num_minibatches=4)
+    indices = []
+    monkeypatch.setattr(trpo, "critic_step", lambda *x: indices.append(x[-1]))
+    trpo.critic_update(agent, trpo.make_optimizer(agent, args), batch, args)
+    assert [len(idx) for idx in indices] == [16] * 4 * 3
+    epochs = torch.cat(indices).view(3, 64)
+    assert torch.equal(epochs.sort(-1)[0], torch.arange(64).expand(3, 64))
+    assert len(set(map(tuple, epochs.tolist()))) == 3
+
+
+@pytest.mark.parametrize("norm_adv", [True, False])
+@KINDS
+def test_update(kind, norm_adv):
+    """A whole update: the critic does not shift π after the search; metrics are finite floats."""
+    args, envs, agent, obs = setup(trpo, env_id=register(Count, kind=kind, lengths=(3, 4)),
+                                   num_steps=32, norm_adv=norm_adv)
+    rollout, _ = trpo.collect_rollout(agent, envs, obs, args)
+    old, batch = copy.deepcopy(agent), trpo.make_batch(copy.deepcopy(agent), rollout, args)
+    metrics = trpo.update(agent, trpo.make_optimizer(agent, args), rollout, args)
+    assert all(type(x) is float and math.isfinite(x) for x in metrics.values())
+    old.obs_stats = agent.obs_stats = trpo.RunningStats((2,))  # they were those of π_old
+    _, kl = loss_and_kl(agent, old, batch)
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-7) and 0 < kl <= args.target_kl
+    ratio = (agent.policy(batch.obs).log_prob(batch.actions) - batch.logprobs).exp()
+    assert metrics["ratio_min"] == pytest.approx(ratio.min().item(), rel=1e-4) and ratio.min() < 1
+    assert metrics["ratio_max"] == pytest.approx(ratio.max().item(), rel=1e-4) and ratio.max() > 1
+    assert metrics["grad_norm"] > 0 and metrics["policy_loss"] < metrics["policy_loss_before"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Relations
+# --------------------------------------------------------------------------------------------------
+@KINDS
+def test_with_f_identity_the_step_is_the_policy_gradient(kind, monkeypatch):
+    """F = I: a step of length √(2δ) along a2c.py's gradient."""
+    args, agent, batch = prepared(kind, line_search=False)
+    loss = a2c.policy_loss(agent.policy(batch.obs).log_prob(batch.actions), batch.advantages)
+    uphill = -trpo.flat_gradient(loss, policy_parameters(agent))
+    monkeypatch.setattr(trpo, "fisher_vector_product",
+                        lambda kl_gradient, parameters, v, damping: v)
+    before = theta(agent)
+    trpo.policy_update(agent, batch, args)
+    step = theta(agent) - before
+    assert torch.cosine_similarity(step, uphill, dim=0).item() == pytest.approx(1, abs=1e-5)
+    assert step.norm().item() == pytest.approx(math.sqrt(2 * args.target_kl), rel=1e-3)
+
+
+def test_natural_gradient_does_not_depend_on_the_parameters():
+    """UW's example: L = θ₁ + θ₂ = √φ₁ + 1/φ₂. The plain step of the policy is another in θ and φ.
+
+    The policy is a Gaussian of mean θ, whose expected reward is L.
+    """
+    at_theta = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    log_std = torch.tensor([-0.5, 0.3], dtype=torch.float64)
+    ways = {"theta": (at_theta, lambda p: p),
+            "phi": (torch.stack([at_theta[0]**2, 1 / at_theta[1]]),
+                    lambda p: torch.stack([p[0].sqrt(), 1 / p[1]]))}
+    plain, natural, gradients = {}, {}, {}
+    for name, (start, mean_of) in ways.items():
+        p = nn.Parameter(start.clone())
+        gradient = trpo.flat_gradient(mean_of(p).sum(), [p])
+        old, new = trpo.Gaussian(mean_of(start), log_std), trpo.Gaussian(mean_of(p), log_std)
+        kl_gradient = trpo.flat_gradient(trpo.kl_divergence(old, new), [p], create_graph=True)
+        fisher = functools.partial(trpo.fisher_vector_product, kl_gradient, [p], damping=0.0)
+        x = trpo.conjugate_gradient(fisher, gradient, 10)
+        gradients[name] = gradient
+        plain[name], natural[name] = (  # how the policy's mean moves
+            torch.autograd.functional.jvp(mean_of, start, step)[1] for step in (gradient, x))
+    torch.testing.assert_close(gradients["theta"], torch.ones(2).double())
+    torch.testing.assert_close(gradients["phi"], torch.tensor([0.5 / 2.0, -0.5**2]).double())
+    assert (plain["phi"] - plain["theta"]).abs().min() > 0.1
+    torch.testing.assert_close(natural["phi"], natural["theta"])
+    torch.testing.assert_close(natural["theta"], (2 * log_std).exp())
