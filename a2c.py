@@ -60,12 +60,12 @@ from tqdm import tqdm
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium environment
     seed: int = 1  # seed of networks, actions and environments
-    total_timesteps: int = 100_000  # environment steps, all environments together
+    total_timesteps: int = 200_000  # environment steps, all environments together
     num_envs: int = 8  # N, environments stepped in turn
-    num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
+    num_steps: int = 16  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
-    learning_rate: float = 3e-4  # Adam's step size
+    learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus

@@ -61,13 +61,13 @@ from tqdm import tqdm
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium environment
     seed: int = 1  # seed of networks, actions and environments
-    total_timesteps: int = 100_000  # environment steps, all environments together
-    num_envs: int = 8  # N, environments stepped in turn
-    episodes_per_update: int = 8  # E, episodes per iteration, a multiple of N
+    total_timesteps: int = 200_000  # environment steps, all environments together
+    num_envs: int = 4  # N, environments stepped in turn
+    episodes_per_update: int = 4  # E, episodes per iteration, a multiple of N
     gamma: float = 0.99  # γ, discount factor
     reward_to_go: bool = True  # weigh an action by what came after it; off: by the whole return
     baseline: Literal["none", "mean", "value", "group"] = "value"  # what returns are compared with
-    learning_rate: float = 3e-4  # Adam's step size
+    learning_rate: float = 3e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
