@@ -81,7 +81,8 @@ def test_a_run(script, kind, run, tmp_path):
     env_id = register(Count, kind=kind)
     code, out, err = run(script, *small(script, env_id), "--no-cuda")
     assert (code, err) == (0, "")
-    arithmetic = "of 8 whole episodes" if script.__name__ == "reinforce" else "4 iterations"
+    episodes = getattr(script.Args, "episodes_per_update", None)
+    arithmetic = f"of {episodes} whole episodes" if episodes else "4 iterations"
     assert "device cpu" in out and arithmetic in out and "GPU" not in out
     directory, = (tmp_path / "empty" / "runs").iterdir()
     assert str(directory.name) in out
