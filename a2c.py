@@ -9,8 +9,9 @@ instead of at the end of the episode: was what it led to better than V(s) promis
         one step along ∇ [ log π(a|s) Â − c_v ½(V−R)² + c_e H ]                 (6. policy_loss)
                                                                                 (7. update)
 
-What differs from reinforce.py: a critic replaces waiting for the end of the episode. The rollout
-has T steps wherever the episodes end, and the return behind its last step is V's estimate.
+What differs from reinforce.py: V(s) is no longer a baseline only. It stands for the rest of the
+return (bootstrapping), so a critic replaces waiting for the end: a rollout has T steps, wherever
+the episodes end.
 
 [A3C] Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv 1602.01783;
       A2C is its synchronous form: all environments step together
@@ -68,7 +69,7 @@ class Args:
     learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
-    ent_coef: float = 0.0  # c_e, weight of the entropy bonus
+    ent_coef: float = 0.01  # c_e, weight of the entropy bonus
     vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
     norm_obs: bool = True  # standardise observations by running statistics
@@ -460,7 +461,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 # 6. Objective    [specific]
 # ==================================================================================================
 def policy_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """The policy gradient's surrogate, negated for a minimiser.    (B,) each → scalar    [A3C §4]
+    """The loss whose gradient is the policy gradient, negated.    (B,) each → scalar    [A3C §4]
 
         L = −mean[ log π(a|s) Â ]
 

@@ -67,7 +67,7 @@ class Args:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
     num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
-    clip_coef: float = 0.2  # ε, the ratio is clipped to [1−ε, 1+ε]
+    clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus

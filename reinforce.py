@@ -1,12 +1,13 @@
 """REINFORCE, the Monte Carlo policy gradient: the whole algorithm in one file.
 
 The idea: an action that was followed by a high return is made more likely. Nothing but sampled
-episodes is needed: no model, no critic, not even a differentiable reward.
+episodes is needed: no model, not even a differentiable reward. A learned V(s) may serve as what
+returns are compared with, but no return is ever estimated by it.
 
     repeat until the step budget is spent                                       (9. train)
         run π in N environments until E whole episodes are over                 (4. collect_rollout)
         sum up the rewards behind every action: G_t = r_t + γ r_{t+1} + …       (5. rewards_to_go)
-        compare with what is usual: Ψ_t = G_t − b                               (5. weights)
+        compare with what is usual: Ψ_t = G_t − b                               (5. compared)
         one step along ∇ mean over episodes of Σ_t log π(a_t|s_t) Ψ_t           (6. policy_loss)
                                                                                 (7. update)
 
@@ -385,7 +386,8 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
     "group" lets all episodes of a round start in the same state.
 
     An episode that a time limit cuts off counts as it is, a return of at most so many steps. To
-    weigh in what would have come after it takes an estimate of it, a critic: see a2c.py.
+    weigh in what would have come after it takes V of its last state: see a2c.py. An environment
+    must end its episodes. obs is not used, as every round begins with a reset.
     """
     agent = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     actor, rounds, episodes, taken = in_numpy(agent.actor), [], [], 0
@@ -405,8 +407,8 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
                 episodes += [(taken, float(r), int(n)) for (r, n), end in zip(now, ended) if end]
             running, obs = running & ~ended, next_obs
         rounds.append([torch.from_numpy(np.array(x)).transpose(0, 1) for x in zip(*steps)])
-    columns = ([column for x in xs for column in x] for xs in zip(*rounds))
-    padded = (nn.utils.rnn.pad_sequence(x) for x in columns)
+    columns = ([column for x in xs for column in x] for xs in zip(*rounds))  # E × (T_round, …)
+    padded = (nn.utils.rnn.pad_sequence(x) for x in columns)  # (T, E, …)
     return Rollout(*padded, episodes, taken), obs
 
 
@@ -414,7 +416,7 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
 # 5. Advantages    [specific]
 # ==================================================================================================
 def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """G_t = r_t + γ G_{t+1} within each episode, 0 behind its end.    (T, N) → (T, N)
+    """G_t = r_t + γ G_{t+1} within each episode, 0 behind its end.    (T, E) → (T, E)    [PG]
 
     What was earned before a_t is left out: a_t has no influence on it, so it is noise (causality).
     The policy gradient of the discounted return has another factor γ^t in front of each term. It
@@ -427,25 +429,27 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return returns
 
 
-def weights(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> Tensor:
+def compared(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> Tensor:
     """Ψ_t = G_t − b, what multiplies ∇ log π(a_t|s_t).    (T, E) → (T, E)
 
         none    b = 0
-        mean    b = the mean of G over the other episodes: over all, it would depend on a_t
+        mean    b = the mean of G over the other episodes; with its own, b would depend on a_t
+                (with E = 1 there are none, and b = 0)
         value   b = V(s_t)
-        group   (G − mean) / std over the round's episodes of their returns, G = G_0. [GRPO]
+        group   Ψ = (G_0 − mean) / std over the round's N episodes, at each of their steps [GRPO]
 
     A baseline that does not depend on the action leaves the gradient's mean as it is and takes
-    away variance. Dividing by the std is no baseline: it gives every start state the same weight.
+    away variance. "group" is a little more: its mean includes the own return, which shrinks Ψ by
+    (N−1)/N, and dividing by the std gives every start state the same weight.
     """
     assert returns.shape == values.shape == mask.shape
     if args.baseline == "group":
-        group = returns[0].view(-1, args.num_envs)  # (E/N, N)
-        centred = group - group.mean(1, keepdim=True)
+        group = returns[0].double().view(-1, args.num_envs)  # (E/N, N); a float32 mean of equal
+        centred = group - group.mean(1, keepdim=True)  # returns can miss them by a rounding error
         scaled = centred / (group.std(1, keepdim=True) + 1e-8)
-        return scaled.flatten().expand_as(returns)
+        return scaled.flatten().to(returns).expand_as(returns)
     if not args.reward_to_go:
-        returns = returns[0] * mask  # G_0 for each step
+        returns = returns[0] * mask  # G_0 at each step: noisier, and with the γ^t left out above
     if args.baseline == "none":
         return returns
     if args.baseline == "value":
@@ -469,14 +473,14 @@ class Batch(NamedTuple):
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scale the rewards (which updates their statistics); returns and weights; drop the padding."""
     device, mask = next(agent.parameters()).device, rollout.mask
-    in_a_row = mask.T  # (E, T): episode after episode
-    last = torch.cat([mask[1:], torch.zeros_like(mask[:1])]) < mask  # (T, E) each one's last step
+    in_a_row = mask.T  # (E, T): episode after episode, lest the padding enter the statistics
+    last = mask & ~torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # (T, E) each one's last step
     scaled = agent.scale_rewards(rollout.rewards.T[in_a_row][:, None], last.T[in_a_row][:, None])
     rewards = torch.zeros_like(rollout.rewards.T)
     rewards[in_a_row] = scaled.squeeze(1)
     values = agent.value(rollout.obs.to(device)).cpu()
     returns = rewards_to_go(rewards.T, mask, args.gamma)
-    psi = weights(returns, values, mask, args)
+    psi = compared(returns, values, mask, args)
     obs, actions = rollout.obs[mask].to(device), rollout.actions[mask].to(device)
     logprobs = agent.policy(obs).log_prob(actions)
     return Batch(obs, actions, logprobs, *(x[mask].to(device) for x in (values, psi, returns)))
@@ -486,12 +490,12 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 # 6. Objective    [specific]
 # ==================================================================================================
 def policy_loss(logprobs: Tensor, advantages: Tensor, episodes: int) -> Tensor:
-    """The policy gradient's surrogate, negated.    (B,) each → scalar    [REINFORCE eq. 11]
+    """The loss whose gradient is the policy gradient, negated.    (B,) each → scalar
 
-        L = −(1/E) Σ over episodes Σ_t log π(a_t|s_t) Ψ_t
+        L = −(1/E) Σ over episodes Σ_t log π(a_t|s_t) Ψ_t    [REINFORCE §5, with the whole return]
 
-    A sum over time: its gradient is that of the expected return. (The mean over all steps would
-    weigh an episode by one over its length, or all by one over the mean length.)
+    A sum over time, as log π of an episode is one. Dividing each by its length would favour what
+    short episodes did; dividing all by the mean length would rescale by a random number.
     """
     assert logprobs.shape == advantages.shape and not advantages.requires_grad
     return -(logprobs * advantages).sum() / episodes
@@ -575,9 +579,9 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
     """One gradient step on one rollout; returns its metrics."""
     assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
-    if args.norm_adv:
-        centred = batch.advantages - batch.advantages.mean()
-        batch = batch._replace(advantages=centred / (centred.std(correction=0) + 1e-8))
+    if args.norm_adv and args.baseline != "group":  # those are; no mean: that is the baseline's job
+        scale = batch.advantages.square().mean().sqrt() + 1e-8
+        batch = batch._replace(advantages=batch.advantages / scale)
     pg_loss, v_loss, entropy, norm = gradient_step(agent, optimizer, batch, args)
     with torch.no_grad():
         logprobs = agent.policy(batch.obs).log_prob(batch.actions)

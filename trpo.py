@@ -1,21 +1,23 @@
 """Trust region policy optimisation (TRPO): the whole algorithm in one file.
 
 The idea: data sampled by π_old are to be trusted near π_old only. TRPO takes the step that gains
-most among those with KL(π_old ‖ π) ≤ δ: it measures distance between policies, not parameters.
+most among those with mean KL(π_old ‖ π) ≤ δ: it measures distance between policies, not parameters.
 
     repeat until the step budget is spent                                       (9. train)
         run π_old in N environments for T steps                                 (4. collect_rollout)
         estimate how much better than average each action was: Â, by GAE        (5. compute_gae)
-        g = ∇ mean[ρÂ]; solve F x = g, F the Fisher matrix          (6. policy_loss, 7. conjugate_…)
-            step √(2δ / xᵀFx) x, shortened until KL ≤ δ and mean[ρÂ] grows  (7. line_search)
+        solve F x = g = ∇ mean[ρÂ], F the Fisher matrix                         (7. policy_update)
+        step √(2δ / xᵀFx) x, shortened until KL ≤ δ and mean[ρÂ] grows          (7. line_search)
         fit V to the returns                                                    (7. critic_step)
 
 What differs from ppo_continuous.py: PPO removes the reward for a large step and hopes; TRPO bounds
 the step, by the natural gradient and a line search. Actor and critic learn apart. With
---no-line-search it is the natural policy gradient; with --clip-vloss, the rest of "TRPO+" [IM].
+--no-line-search it is the natural policy gradient [NPG], with the step length that δ implies; with
+--clip-vloss, the rest of "TRPO+" [IM].
 
 [TRPO] Schulman et al. 2015, Trust Region Policy Optimization, arXiv 1502.05477
 [NPG] Kakade 2001, A Natural Policy Gradient, NeurIPS 14
+[PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
 [IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
 [ADAM] Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv 1412.6980
@@ -77,7 +79,7 @@ class Args:
     backtrack_iters: int = 10  # tries of the line search
     critic_epochs: int = 10  # passes of the critic over the batch
     num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
-    clip_coef: float = 0.2  # ε, the ratio is clipped to [1−ε, 1+ε]
+    clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
@@ -491,6 +493,7 @@ def kl_divergence(old: Gaussian | Categorical, new: Gaussian | Categorical) -> T
         Categorical   Σ_a π_old(a) [ log π_old(a) − log π(a) ]
         Gaussian      Σ_i [ log σ_i − log σ_old,i + (σ_old,i² + (μ_old,i − μ_i)²) / 2σ_i² − ½ ]
     """
+    assert old.batch_shape == new.batch_shape
     if isinstance(old, Categorical):
         return (old.logprobs.exp() * (old.logprobs - new.logprobs)).sum(-1)
     squares = (2 * old.log_std).exp() + (old.loc - new.loc).square()
@@ -604,7 +607,7 @@ class Adam(nn.Module):
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:
-    """The critic's; the policy has no use for one."""
+    """The critic's; --learning-rate and --max-grad-norm concern it alone."""
     return Adam(list(agent.critic.parameters()), args.learning_rate)
 
 
@@ -643,6 +646,7 @@ def cuda_graph(step, idx: Tensor):
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """One step of the policy within the trust region, then the critic's fit; returns metrics."""
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()
@@ -655,11 +659,12 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
     """θ ← θ + α √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  α from the line search. [TRPO §6 and app. C]
 
-    ½ sᵀFs is the KL of a small step s, so the full step (α = 1) is the one that is to reach δ.
+    ½ sᵀFs is the KL of a small step s, so the full step (α = 1) would reach δ. F is the damped one
+    here, so it stays short of it.
     """
     parameters = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
     with torch.no_grad():
-        old = copy.deepcopy(agent).policy(batch.obs)
+        old = copy.deepcopy(agent).policy(batch.obs)  # a copy's: log σ would move with the step
 
     def losses() -> tuple[Tensor, Tensor]:
         policy = agent.policy(batch.obs)
@@ -672,7 +677,8 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters,
                                damping=args.cg_damping)
     x = conjugate_gradient(fisher, gradient, args.cg_iters)
-    full_step = (2 * args.target_kl / (x @ fisher(x)).clamp(min=1e-20)).sqrt() * x
+    curvature = x @ fisher(x)  # 0 if g = 0; below 0 by rounding at most: then no step
+    full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
     fraction = line_search(losses, parameters, full_step, loss.detach(), args)
     with torch.no_grad():
         loss_after, kl_after = losses()
@@ -688,7 +694,6 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
 
 def critic_update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str, Tensor]:
     """Epochs of minibatch steps towards the returns; the policy's parameters are not touched."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     step = functools.partial(compiled(critic_step) if args.compile else critic_step,
                              agent, optimizer, batch, args)
     B, device = args.batch_size, batch.obs.device
