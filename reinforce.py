@@ -548,25 +548,19 @@ class Adam(nn.Module):
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:
-    """Of the critic's parameters too, if there is work for it."""
-    learning = [p for name, p in agent.named_parameters()
-                if args.baseline == "value" or not name.startswith("critic")]
-    return Adam(learning, args.learning_rate)
+    return Adam(list(agent.parameters()), args.learning_rate)
 
 
 def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> list[Tensor]:
     """One step on the whole batch; returns policy loss, value loss, entropy and gradient norm,
     all as they were before it."""
-    policy = agent.policy(batch.obs)
-    pg_loss = policy_loss(policy.log_prob(batch.actions), batch.advantages,
-                          args.episodes_per_update)
+    policy, episodes = agent.policy(batch.obs), args.episodes_per_update
+    pg_loss = policy_loss(policy.log_prob(batch.actions), batch.advantages, episodes)
     v_loss = 0.5 * F.mse_loss(agent.value(batch.obs), batch.returns)
     entropy = policy.entropy().mean()
-    loss = pg_loss
-    if args.baseline == "value":
-        loss = loss + args.vf_coef * v_loss
+    loss = pg_loss + (args.vf_coef if args.baseline == "value" else 0.0) * v_loss
     if args.ent_coef:
-        loss = loss - args.ent_coef * entropy
+        loss = loss - args.ent_coef * entropy * len(batch.obs) / episodes  # a sum over time, too
     gradient = optimizer.gradient(loss)
     norm = gradient.norm()
     if args.max_grad_norm:

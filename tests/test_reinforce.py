@@ -325,7 +325,7 @@ def test_critic_learns_the_returns(kind):
 
 @KINDS
 def test_entropy_bonus(kind):
-    """ent_coef adds −c_e ∇ mean H to the policy's gradient."""
+    """ent_coef adds −c_e ∇ (1/E) Σ over episodes Σ_t H, a sum over time as in the loss."""
     args, _, agent, rollout = prepared(register(Count, kind=kind), max_grad_norm=0.0)
     with torch.no_grad():  # away from the uniform policy, where ∇H = 0
         agent.actor[-1].weight.normal_()
@@ -333,7 +333,7 @@ def test_entropy_bonus(kind):
     plain = gradient_of(agent, batch, args)
     args.ent_coef = 0.3
     bonus = gradient_of(agent, batch, args)
-    agent.policy(batch.obs).entropy().mean().backward()
+    (agent.policy(batch.obs).entropy().sum() / args.episodes_per_update).backward()
     name = "actor.4.bias" if kind == "discrete" else "log_std"
     expected = -0.3 * dict(agent.named_parameters())[name].grad
     assert expected.norm() > 1e-3
