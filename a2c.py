@@ -69,7 +69,7 @@ class Args:
     learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
-    ent_coef: float = 0.01  # c_e, weight of the entropy bonus
+    ent_coef: float = 0.0  # c_e, weight of the entropy bonus
     vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
     norm_obs: bool = True  # standardise observations by running statistics

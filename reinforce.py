@@ -7,7 +7,7 @@ returns are compared with, but no return is ever estimated by it.
     repeat until the step budget is spent                                       (9. train)
         run π in N environments until E whole episodes are over                 (4. collect_rollout)
         sum up the rewards behind every action: G_t = r_t + γ r_{t+1} + …       (5. rewards_to_go)
-        compare with what is usual: Ψ_t = G_t − b                               (5. compared)
+        compare with what is usual: Ψ_t = G_t − b                               (5. with_baseline)
         one step along ∇ mean over episodes of Σ_t log π(a_t|s_t) Ψ_t           (6. policy_loss)
                                                                                 (7. update)
 
@@ -429,7 +429,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return returns
 
 
-def compared(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> Tensor:
+def with_baseline(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> Tensor:
     """Ψ_t = G_t − b, what multiplies ∇ log π(a_t|s_t).    (T, E) → (T, E)
 
         none    b = 0
@@ -480,7 +480,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     rewards[in_a_row] = scaled.squeeze(1)
     values = agent.value(rollout.obs.to(device)).cpu()
     returns = rewards_to_go(rewards.T, mask, args.gamma)
-    psi = compared(returns, values, mask, args)
+    psi = with_baseline(returns, values, mask, args)
     obs, actions = rollout.obs[mask].to(device), rollout.actions[mask].to(device)
     logprobs = agent.policy(obs).log_prob(actions)
     return Batch(obs, actions, logprobs, *(x[mask].to(device) for x in (values, psi, returns)))
@@ -573,9 +573,9 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
     """One gradient step on one rollout; returns its metrics."""
     assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
-    if args.norm_adv and args.baseline != "group":  # those are; no mean: that is the baseline's job
-        scale = batch.advantages.square().mean().sqrt() + 1e-8
-        batch = batch._replace(advantages=batch.advantages / scale)
+    if args.norm_adv and args.baseline != "group":  # centring is a baseline, too: see the README
+        centred = batch.advantages - batch.advantages.mean()
+        batch = batch._replace(advantages=centred / (centred.std(correction=0) + 1e-8))
     pg_loss, v_loss, entropy, norm = gradient_step(agent, optimizer, batch, args)
     with torch.no_grad():
         logprobs = agent.policy(batch.obs).log_prob(batch.actions)
