@@ -101,6 +101,7 @@ class Args:
 
     @property
     def plan(self) -> str:
+        """What the run says of itself at its start."""
         whole = self.total_timesteps // self.batch_size
         return (f"{whole:,} iterations × {self.batch_size:,} steps = "
                 f"{whole * self.batch_size:,} of {self.total_timesteps:,} steps")
@@ -296,6 +297,7 @@ class Agent(nn.Module):
         return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2])
 
     def normalise(self, obs: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """(s − mean) / std by the running statistics, clipped.    (..., O), Tensor or array alike"""
         if not self.args.norm_obs:
             return obs
         mean, std = self.obs_stats.mean, self.obs_stats.std
@@ -421,7 +423,7 @@ def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated
     All (T, N). After a termination there is nothing to come, so V(s_{t+1}) is cut; after any end,
     a time limit too, Â_{t+1} belongs to another episode, so the recursion is cut.
     """
-    assert (rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape)
+    assert rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape
     deltas = rewards + gamma * (next_values * ~terminated.bool()) - values
     decay = gamma * gae_lambda * (~done.bool()).to(deltas)
     advantages, advantage = [], torch.zeros_like(deltas[0])
@@ -475,7 +477,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
 
-    (M,) each → scalar. [Schulman 2020, Approximating KL Divergence, estimator k3]
+    One number per action each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
     """
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
@@ -485,7 +487,7 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 # 7. Update    [specific]
 # ==================================================================================================
 class Adam(nn.Module):
-    """Adam on θ, one vector that holds all parameters: the layers' weights become views of it.
+    """Adam on θ, one vector that holds the parameters: the layers' weights become views of it.
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
@@ -584,6 +586,7 @@ class Progress:
     seconds: float = 0.0
     episodes: int = 0
     last_returns: list[float] = field(default_factory=list)  # raw, of the last 100 episodes
+    since_row: list[tuple[int, float, int]] = field(default_factory=list)  # ended, in no row yet
 
     def advance(self, rollout: Rollout, seconds: float) -> None:
         self.iteration += 1
@@ -591,6 +594,7 @@ class Progress:
         self.seconds += seconds
         self.episodes += len(rollout.episodes)
         self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
+        self.since_row += rollout.episodes
 
 
 class Logger:
@@ -598,7 +602,6 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
-        self.episodes: list[tuple[int, float, int]] = []  # ended since the last row
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -631,7 +634,6 @@ class Logger:
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
-        self.episodes += rollout.episodes
         spacing = max(1, min(1000, self.total // 1000))
         if progress.global_step // spacing == start // spacing:
             return
@@ -639,8 +641,8 @@ class Logger:
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}
         losses = {f"losses/{k}": v for k, v in metrics.items() if k != "learning_rate"}
         self.scalars(progress.global_step, charts | losses)
-        _, returns, lengths = zip(*self.episodes) if self.episodes else [()] * 3
-        self.episodes = []
+        _, returns, lengths = zip(*progress.since_row) if progress.since_row else [()] * 3
+        progress.since_row = []
         row = {"iteration": progress.iteration, "global_step": progress.global_step,
                "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
                "episodic_return": mean_or_blank(returns),
@@ -757,20 +759,26 @@ def check_args(args: Args) -> None:
     if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")
     if args.capture_video:
-        try:
-            env = gym.make(args.env_id, render_mode="rgb_array")
-            env.reset()
-            env.render()
-            env.close()
-            importlib.metadata.version("moviepy")
-        except gym.error.UnregisteredEnv:
-            pass  # make_envs says it better
-        except Exception as error:
-            raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
-                            "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
+        check_video(args)
+
+
+def check_video(args: Args) -> None:
+    """UserError if one frame cannot be drawn or moviepy is missing."""
+    try:
+        env = gym.make(args.env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
+        env.close()
+        importlib.metadata.version("moviepy")
+    except gym.error.UnregisteredEnv:
+        pass  # make_envs says it better
+    except Exception as error:
+        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
+                        "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
 
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
+    """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
         if name in quantities and not torch.as_tensor(quantities[name]).isfinite().all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "

@@ -102,6 +102,7 @@ class Args:
 
     @property
     def plan(self) -> str:
+        """What the run says of itself at its start."""
         return (f"iterations of {self.episodes_per_update:,} whole episodes until "
                 f"{self.total_timesteps:,} steps are taken")
 
@@ -296,6 +297,7 @@ class Agent(nn.Module):
         return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2])
 
     def normalise(self, obs: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """(s − mean) / std by the running statistics, clipped.    (..., O), Tensor or array alike"""
         if not self.args.norm_obs:
             return obs
         mean, std = self.obs_stats.mean, self.obs_stats.std
@@ -444,8 +446,9 @@ def with_baseline(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> 
     """
     assert returns.shape == values.shape == mask.shape
     if args.baseline == "group":
-        group = returns[0].double().view(-1, args.num_envs)  # (E/N, N); a float32 mean of equal
-        centred = group - group.mean(1, keepdim=True)  # returns can miss them by a rounding error
+        # float64, because a float32 mean of equal returns can miss them by a rounding error
+        group = returns[0].double().view(-1, args.num_envs)  # (E/N, N)
+        centred = group - group.mean(1, keepdim=True)
         scaled = centred / (group.std(1, keepdim=True) + 1e-8)
         return scaled.flatten().to(returns).expand_as(returns)
     if not args.reward_to_go:
@@ -471,7 +474,7 @@ class Batch(NamedTuple):
 
 @torch.no_grad()
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
-    """Scale the rewards (which updates their statistics); returns and weights; drop the padding."""
+    """Scale the rewards (which updates their statistics); returns and Ψ; drop the padding."""
     device, mask = next(agent.parameters()).device, rollout.mask
     in_a_row = mask.T  # (E, T): episode after episode, lest the padding enter the statistics
     last = mask & ~torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # (T, E) each one's last step
@@ -504,7 +507,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, episodes: int) -> Tensor:
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
 
-    (M,) each → scalar. [Schulman 2020, Approximating KL Divergence, estimator k3]
+    One number per action each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
     """
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
@@ -514,7 +517,7 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 # 7. Update    [specific]
 # ==================================================================================================
 class Adam(nn.Module):
-    """Adam on θ, one vector that holds all parameters: the layers' weights become views of it.
+    """Adam on θ, one vector that holds the parameters: the layers' weights become views of it.
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
@@ -570,10 +573,11 @@ def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> li
 
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
-    """One gradient step on one rollout; returns its metrics."""
+    """One gradient step on one rollout; returns its metrics. value_loss and explained_variance say
+    something with --baseline value only: otherwise the critic does not learn."""
     assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
-    if args.norm_adv and args.baseline != "group":  # centring is a baseline, too: see the README
+    if args.norm_adv and args.baseline != "group":  # (centring is a baseline, too)
         centred = batch.advantages - batch.advantages.mean()
         batch = batch._replace(advantages=centred / (centred.std(correction=0) + 1e-8))
     pg_loss, v_loss, entropy, norm = gradient_step(agent, optimizer, batch, args)
@@ -606,6 +610,7 @@ class Progress:
     seconds: float = 0.0
     episodes: int = 0
     last_returns: list[float] = field(default_factory=list)  # raw, of the last 100 episodes
+    since_row: list[tuple[int, float, int]] = field(default_factory=list)  # ended, in no row yet
 
     def advance(self, rollout: Rollout, seconds: float) -> None:
         self.iteration += 1
@@ -613,6 +618,7 @@ class Progress:
         self.seconds += seconds
         self.episodes += len(rollout.episodes)
         self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
+        self.since_row += rollout.episodes
 
 
 class Logger:
@@ -620,7 +626,6 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
-        self.episodes: list[tuple[int, float, int]] = []  # ended since the last row
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -653,7 +658,6 @@ class Logger:
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
-        self.episodes += rollout.episodes
         spacing = max(1, min(1000, self.total // 1000))
         if progress.global_step // spacing == start // spacing:
             return
@@ -661,8 +665,8 @@ class Logger:
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}
         losses = {f"losses/{k}": v for k, v in metrics.items() if k != "learning_rate"}
         self.scalars(progress.global_step, charts | losses)
-        _, returns, lengths = zip(*self.episodes) if self.episodes else [()] * 3
-        self.episodes = []
+        _, returns, lengths = zip(*progress.since_row) if progress.since_row else [()] * 3
+        progress.since_row = []
         row = {"iteration": progress.iteration, "global_step": progress.global_step,
                "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
                "episodic_return": mean_or_blank(returns),
@@ -779,20 +783,26 @@ def check_args(args: Args) -> None:
     if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")
     if args.capture_video:
-        try:
-            env = gym.make(args.env_id, render_mode="rgb_array")
-            env.reset()
-            env.render()
-            env.close()
-            importlib.metadata.version("moviepy")
-        except gym.error.UnregisteredEnv:
-            pass  # make_envs says it better
-        except Exception as error:
-            raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
-                            "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
+        check_video(args)
+
+
+def check_video(args: Args) -> None:
+    """UserError if one frame cannot be drawn or moviepy is missing."""
+    try:
+        env = gym.make(args.env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
+        env.close()
+        importlib.metadata.version("moviepy")
+    except gym.error.UnregisteredEnv:
+        pass  # make_envs says it better
+    except Exception as error:
+        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
+                        "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
 
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
+    """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
         if name in quantities and not torch.as_tensor(quantities[name]).isfinite().all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "

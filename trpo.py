@@ -116,6 +116,7 @@ class Args:
 
     @property
     def plan(self) -> str:
+        """What the run says of itself at its start."""
         whole = self.total_timesteps // self.batch_size
         return (f"{whole:,} iterations × {self.batch_size:,} steps = "
                 f"{whole * self.batch_size:,} of {self.total_timesteps:,} steps")
@@ -311,6 +312,7 @@ class Agent(nn.Module):
         return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2])
 
     def normalise(self, obs: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """(s − mean) / std by the running statistics, clipped.    (..., O), Tensor or array alike"""
         if not self.args.norm_obs:
             return obs
         mean, std = self.obs_stats.mean, self.obs_stats.std
@@ -436,7 +438,7 @@ def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated
     All (T, N). After a termination there is nothing to come, so V(s_{t+1}) is cut; after any end,
     a time limit too, Â_{t+1} belongs to another episode, so the recursion is cut.
     """
-    assert (rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape)
+    assert rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape
     deltas = rewards + gamma * (next_values * ~terminated.bool()) - values
     decay = gamma * gae_lambda * (~done.bool()).to(deltas)
     advantages, advantage = [], torch.zeros_like(deltas[0])
@@ -543,9 +545,11 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     squared = residual @ residual
     for _ in range(iters):
+        if squared <= 1e-10 * (b @ b):
+            break
         product = matvec(direction)
         curvature = direction @ product
-        if squared <= 1e-10 * (b @ b) or curvature <= 0:
+        if curvature <= 0:
             break
         step = squared / curvature
         x, residual = x + step * direction, residual - step * product
@@ -573,7 +577,7 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
 
 
 class Adam(nn.Module):
-    """Adam on θ, one vector that holds all parameters: the layers' weights become views of it.
+    """Adam on θ, one vector that holds the parameters: the layers' weights become views of it.
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
@@ -612,15 +616,17 @@ def make_optimizer(agent: Agent, args: Args) -> Adam:
 
 
 def critic_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args, idx: Tensor) -> Tensor:
-    """One step of the critic on the transitions idx (M,); returns its loss before the step."""
+    """One step of the critic on the transitions idx (M,); returns the gradient's norm before
+    clipping."""
     obs, values, returns = (x[idx] for x in (batch.obs, batch.values, batch.returns))
     clip_value = args.clip_coef if args.clip_vloss else None
     loss = value_loss(agent.value(obs), values, returns, clip_value)
     gradient = optimizer.gradient(loss)
+    norm = gradient.norm()
     if args.max_grad_norm:
-        gradient = gradient * (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     optimizer.step(gradient)
-    return loss.detach()
+    return norm
 
 
 @functools.cache
@@ -681,31 +687,40 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
     fraction = line_search(losses, parameters, full_step, loss.detach(), args)
     with torch.no_grad():
-        loss_after, kl_after = losses()
         policy = agent.policy(batch.obs)
-        ratio = (policy.log_prob(batch.actions) - batch.logprobs).exp()
-        entropy = policy.entropy().mean()
-    return {"policy_loss_before": loss.detach(), "policy_loss": loss_after,
-            "kl_before": kl.detach(), "kl": kl_after,
-            "step_fraction": fraction, "line_search_failed": float(fraction == 0),
-            "entropy": entropy, "ratio_min": ratio.min(), "ratio_max": ratio.max(),
-            "grad_norm": gradient.norm()}
+        logprobs = policy.log_prob(batch.actions)
+        ratio = (logprobs - batch.logprobs).exp()
+        return {
+            "policy_loss_before": loss.detach(),
+            "policy_loss": policy_loss(logprobs, batch.logprobs, batch.advantages),
+            "kl_before": kl.detach(),
+            "kl": kl_divergence(old, policy).mean(),
+            "step_fraction": fraction,
+            "line_search_failed": float(fraction == 0),
+            "entropy": policy.entropy().mean(),
+            "ratio_min": ratio.min(),
+            "ratio_max": ratio.max(),
+            "grad_norm": gradient.norm(),
+        }
 
 
 def critic_update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str, Tensor]:
     """Epochs of minibatch steps towards the returns; the policy's parameters are not touched."""
     step = functools.partial(compiled(critic_step) if args.compile else critic_step,
                              agent, optimizer, batch, args)
-    B, device = args.batch_size, batch.obs.device
+    grad_norms, B, device = [], args.batch_size, batch.obs.device
     shuffled = torch.cat([torch.randperm(B, device=device) for _ in range(args.critic_epochs)])
-    for i, idx in enumerate(shuffled.split(args.minibatch_size)):  # (M,); M divides B
-        if idx.is_cuda and i == 1:  # the first step runs as it is, to warm up
+    for idx in shuffled.split(args.minibatch_size):  # (M,); M divides B, so no epoch is cut
+        if idx.is_cuda and len(grad_norms) == 1:  # the first step runs as it is, to warm up
             step = cuda_graph(step, idx)
-        step(idx)
+        grad_norms.append(step(idx))
     with torch.no_grad():
         loss = value_loss(agent.value(batch.obs), batch.values, batch.returns)
-    return {"value_loss": loss, "explained_variance":
-            1 - (batch.returns - batch.values).var() / batch.returns.var()}
+    return {
+        "value_loss": loss,
+        "explained_variance": 1 - (batch.returns - batch.values).var() / batch.returns.var(),
+        "critic_grad_norm": torch.stack(grad_norms).mean(),
+    }
 
 
 # ==================================================================================================
@@ -723,6 +738,7 @@ class Progress:
     seconds: float = 0.0
     episodes: int = 0
     last_returns: list[float] = field(default_factory=list)  # raw, of the last 100 episodes
+    since_row: list[tuple[int, float, int]] = field(default_factory=list)  # ended, in no row yet
 
     def advance(self, rollout: Rollout, seconds: float) -> None:
         self.iteration += 1
@@ -730,6 +746,7 @@ class Progress:
         self.seconds += seconds
         self.episodes += len(rollout.episodes)
         self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
+        self.since_row += rollout.episodes
 
 
 class Logger:
@@ -737,7 +754,6 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
-        self.episodes: list[tuple[int, float, int]] = []  # ended since the last row
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -770,7 +786,6 @@ class Logger:
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
-        self.episodes += rollout.episodes
         spacing = max(1, min(1000, self.total // 1000))
         if progress.global_step // spacing == start // spacing:
             return
@@ -778,8 +793,8 @@ class Logger:
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}
         losses = {f"losses/{k}": v for k, v in metrics.items() if k != "learning_rate"}
         self.scalars(progress.global_step, charts | losses)
-        _, returns, lengths = zip(*self.episodes) if self.episodes else [()] * 3
-        self.episodes = []
+        _, returns, lengths = zip(*progress.since_row) if progress.since_row else [()] * 3
+        progress.since_row = []
         row = {"iteration": progress.iteration, "global_step": progress.global_step,
                "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
                "episodic_return": mean_or_blank(returns),
@@ -896,20 +911,26 @@ def check_args(args: Args) -> None:
     if getattr(args, "compile", False) and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")
     if args.capture_video:
-        try:
-            env = gym.make(args.env_id, render_mode="rgb_array")
-            env.reset()
-            env.render()
-            env.close()
-            importlib.metadata.version("moviepy")
-        except gym.error.UnregisteredEnv:
-            pass  # make_envs says it better
-        except Exception as error:
-            raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
-                            "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
+        check_video(args)
+
+
+def check_video(args: Args) -> None:
+    """UserError if one frame cannot be drawn or moviepy is missing."""
+    try:
+        env = gym.make(args.env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
+        env.close()
+        importlib.metadata.version("moviepy")
+    except gym.error.UnregisteredEnv:
+        pass  # make_envs says it better
+    except Exception as error:
+        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
+                        "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
 
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
+    """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
         if name in quantities and not torch.as_tensor(quantities[name]).isfinite().all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "

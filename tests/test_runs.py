@@ -1,4 +1,6 @@
 """Sections 8 and 9: whole runs, their files, resuming, evaluating, being interrupted."""
+import contextlib
+import csv
 import dataclasses
 import json
 import math
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -417,3 +420,23 @@ def test_gpu(script, kind, tmp_path):
     for name, value in cpu[0].items():  # one minibatch: no shuffling, so the same update
         if value:
             assert float(gpu[0][name]) == pytest.approx(float(value), rel=0.05, abs=1e-3), name
+
+
+@each(SCRIPTS)
+def test_short_iterations_share_a_row(script, tmp_path):
+    """Of 16,000 steps a row stands for 16: two iterations of 8, the last one's metrics, the mean of
+    both's episodes. Those in no row yet are in the checkpoint."""
+    args = script.Args(total_timesteps=16_000)
+    progress = script.Progress()
+    with contextlib.closing(script.Logger(args, tmp_path, progress)) as logger:
+        for i in range(5):
+            rollout = types.SimpleNamespace(size=8, episodes=[(8, float(i), 10 * i)])
+            progress.advance(rollout, 1.0)
+            logger.log(progress, rollout, {"policy_loss": float(i), "learning_rate": 1.0})
+    table = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    assert [row["global_step"] for row in table] == ["16", "32"]
+    assert [row["episodic_return"] for row in table] == ["0.5", "2.5"]
+    assert [row["episodic_length"] for row in table] == ["5.0", "25.0"]
+    assert [row["policy_loss"] for row in table] == ["1.0", "3.0"]
+    assert [row["episodes"] for row in table] == ["2", "4"]
+    assert dataclasses.asdict(progress)["since_row"] == [(8, 4.0, 40)]
