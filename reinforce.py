@@ -297,7 +297,7 @@ class Agent(nn.Module):
         return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2])
 
     def normalise(self, obs: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """(s − mean) / std by the running statistics, clipped.    (..., O), Tensor or array alike"""
+        """(s − mean) / std by the running statistics, clipped.    (..., O), Tensor or array"""
         if not self.args.norm_obs:
             return obs
         mean, std = self.obs_stats.mean, self.obs_stats.std
