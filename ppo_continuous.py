@@ -202,13 +202,12 @@ class RunningStats(nn.Module):
 
             mean ← mean + w Δ,   var ← (1−w) var + w var_new + w(1−w) Δ²,   Δ = mean_new − mean
         """
-        batch = batch.to(self.mean.device, torch.float64)
-        var, mean = torch.var_mean(batch, 0, correction=0)
-        share, delta = len(batch) / (self.count + len(batch)), mean - self.mean
-        self.mean += delta * share
-        self.var += (var - self.var + delta.square() * (1 - share)) * share
-        self.std.copy_((self.var + 1e-8).sqrt())
+        var, mean = torch.var_mean(batch.to(self.mean.device, torch.float64), 0, correction=0)
         self.count += len(batch)
+        share, delta = len(batch) / float(self.count), mean - self.mean
+        self.mean += share * delta
+        self.var += share * (var - self.var + (1 - share) * delta.square())
+        self.std.copy_((self.var + 1e-8).sqrt())
 
 
 class Gaussian(torch.distributions.Distribution):
@@ -659,14 +658,14 @@ class Logger:
 
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
         """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
-        than a thousandth of the run) share a row, with the last one's metrics. episodic_return and
+        than a hundredth of the run) share a row, with the last one's metrics. episodic_return and
         episodic_length are means over the episodes that ended since the last row (empty if none
         did), return_100 is the mean of the last 100."""
         start = progress.global_step - rollout.size
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
-        spacing = max(1, min(1000, self.total // 1000))
+        spacing = max(1, min(1000, self.total // 100))
         if progress.global_step // spacing == start // spacing:
             return
         sps = round(progress.global_step / progress.seconds)
@@ -812,7 +811,7 @@ def check_video(args: Args) -> None:
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
-        if name in quantities and not torch.as_tensor(quantities[name]).isfinite().all():
+        if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
                             "saved before stays as it is. Often a smaller --learning-rate helps")
 

@@ -196,13 +196,12 @@ class RunningStats(nn.Module):
 
             mean ← mean + w Δ,   var ← (1−w) var + w var_new + w(1−w) Δ²,   Δ = mean_new − mean
         """
-        batch = batch.to(self.mean.device, torch.float64)
-        var, mean = torch.var_mean(batch, 0, correction=0)
-        share, delta = len(batch) / (self.count + len(batch)), mean - self.mean
-        self.mean += delta * share
-        self.var += (var - self.var + delta.square() * (1 - share)) * share
-        self.std.copy_((self.var + 1e-8).sqrt())
+        var, mean = torch.var_mean(batch.to(self.mean.device, torch.float64), 0, correction=0)
         self.count += len(batch)
+        share, delta = len(batch) / float(self.count), mean - self.mean
+        self.mean += share * delta
+        self.var += share * (var - self.var + (1 - share) * delta.square())
+        self.std.copy_((self.var + 1e-8).sqrt())
 
 
 class Gaussian(torch.distributions.Distribution):
@@ -555,8 +554,8 @@ def make_optimizer(agent: Agent, args: Args) -> Adam:
 
 
 def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> list[Tensor]:
-    """One step on the whole batch; returns policy loss, value loss, entropy and gradient norm,
-    all as they were before it."""
+    """One step on the whole batch; returns policy loss, value loss, entropy and gradient norm, all
+    as they were before it, and the KL divergence that it caused."""
     policy, episodes = agent.policy(batch.obs), args.episodes_per_update
     pg_loss = policy_loss(policy.log_prob(batch.actions), batch.advantages, episodes)
     v_loss = 0.5 * F.mse_loss(agent.value(batch.obs), batch.returns)
@@ -569,7 +568,9 @@ def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> li
     if args.max_grad_norm:
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     optimizer.step(gradient)
-    return [pg_loss.detach(), v_loss.detach(), entropy.detach(), norm]
+    with torch.no_grad():
+        kl = approx_kl(agent.policy(batch.obs).log_prob(batch.actions), batch.logprobs)
+    return [pg_loss.detach(), v_loss.detach(), entropy.detach(), norm, kl]
 
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
@@ -580,14 +581,12 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
     if args.norm_adv and args.baseline != "group":  # (centring is a baseline, too)
         centred = batch.advantages - batch.advantages.mean()
         batch = batch._replace(advantages=centred / (centred.std(correction=0) + 1e-8))
-    pg_loss, v_loss, entropy, norm = gradient_step(agent, optimizer, batch, args)
-    with torch.no_grad():
-        logprobs = agent.policy(batch.obs).log_prob(batch.actions)
+    pg_loss, v_loss, entropy, norm, kl = gradient_step(agent, optimizer, batch, args)
     metrics = {
         "policy_loss": pg_loss,
         "value_loss": v_loss,
         "entropy": entropy,
-        "approx_kl": approx_kl(logprobs, batch.logprobs),
+        "approx_kl": kl,
         "explained_variance": 1 - (batch.returns - batch.values).var() / batch.returns.var(),
         "grad_norm": norm,
     }
@@ -651,14 +650,14 @@ class Logger:
 
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
         """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
-        than a thousandth of the run) share a row, with the last one's metrics. episodic_return and
+        than a hundredth of the run) share a row, with the last one's metrics. episodic_return and
         episodic_length are means over the episodes that ended since the last row (empty if none
         did), return_100 is the mean of the last 100."""
         start = progress.global_step - rollout.size
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
-        spacing = max(1, min(1000, self.total // 1000))
+        spacing = max(1, min(1000, self.total // 100))
         if progress.global_step // spacing == start // spacing:
             return
         sps = round(progress.global_step / progress.seconds)
@@ -804,7 +803,7 @@ def check_video(args: Args) -> None:
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
-        if name in quantities and not torch.as_tensor(quantities[name]).isfinite().all():
+        if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
                             "saved before stays as it is. Often a smaller --learning-rate helps")
 

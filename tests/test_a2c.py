@@ -62,7 +62,7 @@ def test_gradient_is_that_of_ppo_with_one_step(kind, changes):
     with torch.no_grad():  # a policy at the maximum of its entropy would hide the bonus
         agent.actor[-1].weight.normal_(std=0.3)
     batch = a2c.make_batch(agent, rollout, args)
-    ours, (*_, norm) = gradient_of(agent, batch, args)
+    ours, (*_, norm, _) = gradient_of(agent, batch, args)
     ppo, twin, its_args = as_ppo(kind, agent, args)
     theirs, its_norm = minibatch_gradient(ppo, twin, ppo.Batch(*batch), torch.arange(32), its_args)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

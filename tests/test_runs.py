@@ -424,9 +424,9 @@ def test_gpu(script, kind, tmp_path):
 
 @each(SCRIPTS)
 def test_short_iterations_share_a_row(script, tmp_path):
-    """Of 16,000 steps a row stands for 16: two iterations of 8, the last one's metrics, the mean of
+    """Of 1,600 steps a row stands for 16: two iterations of 8, the last one's metrics, the mean of
     both's episodes. Those in no row yet are in the checkpoint."""
-    args = script.Args(total_timesteps=16_000)
+    args = script.Args(total_timesteps=1_600)
     progress = script.Progress()
     with contextlib.closing(script.Logger(args, tmp_path, progress)) as logger:
         for i in range(5):
