@@ -173,6 +173,7 @@ def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch,
     # rows written after the checkpoint, by a run that crashed, are dropped
     with (run / "progress.csv").open("a") as file:
         file.write("3,48,9.9,48,-1,1,99" + ",0" * (len(rows(run)[0]) - 5) + "\n")
+    time.sleep(1)  # TensorBoard reads event files in the order of their names: of the seconds
     before = set(tmp_path.iterdir())
     agent = script.train(dataclasses.replace(args, resume=str(run)))
     assert set(tmp_path.iterdir()) == before, "resuming must not make another directory"
