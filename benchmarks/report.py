@@ -1,0 +1,303 @@
+"""Tables and figures from the CSVs under results/, and from nothing else.
+
+    python benchmarks/report.py                # all that there are results for
+    python benchmarks/report.py compare clip   # some of it
+
+Writes tables/*.md and figures/*.png (and .pdf, for papers) beside this file. The statistic is
+the mean raw return of the last 100 training episodes: one number per run. IQM: mean of the middle
+half of the runs, with its 95 % stratified bootstrap interval (Agarwal et al. 2021, by rliable).
+"""
+import csv
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import tyro
+from rliable import library, metrics
+from scipy import stats
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+import run as suites  # noqa: E402
+
+COLOURS = {  # Okabe & Ito 2008: told apart by the colour-blind, too, and in grey
+    "reinforce": "#E69F00", "a2c": "#56B4E9", "ppo_discrete": "#009E73",
+    "ppo_continuous": "#009E73", "trpo": "#D55E00"}
+NAMES = {"reinforce": "REINFORCE", "a2c": "A2C", "ppo_discrete": "PPO", "ppo_continuous": "PPO",
+         "trpo": "TRPO"}
+MARKS = {"CartPole-v1": 475, "LunarLander-v3": 200, "Pendulum-v1": -200, "HalfCheetah-v4": 2000,
+         "Hopper-v4": 2250, "Walker2d-v4": 3500}  # a return to have reached; MuJoCo's: RLlib's
+RESAMPLES = 2_000  # of the bootstrap
+plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False,
+                     "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 2.5,
+                     "legend.frameon": False, "savefig.bbox": "tight", "savefig.dpi": 110})
+
+
+@dataclass
+class Run:
+    experiment: suites.Experiment
+    seed: int
+    columns: dict[str, np.ndarray]  # progress.csv, thinned; NaN where a cell is empty
+    evaluation: list[float]  # returns of the deterministic evaluation after training
+
+    @property
+    def final(self) -> float:
+        """Mean raw return of the last 100 training episodes."""
+        return float(self.columns["return_100"][-1])
+
+    @property
+    def steps_to_mark(self) -> float:
+        """Steps until return_100 first was at the environment's mark; infinite if never."""
+        reached = self.columns["return_100"] >= MARKS[self.experiment.env_id]
+        return float(self.columns["global_step"][reached.argmax()]) if reached.any() else np.inf
+
+
+def load(results: Path) -> dict[suites.Experiment, list[Run]]:
+    """All runs, by experiment."""
+    runs = defaultdict(list)
+    for path in sorted(results.glob("*__seed*.csv")):
+        with path.open() as file:
+            about = json.loads(file.readline()[2:])
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+        experiment = suites.Experiment(*(about[field] for field in suites.Experiment._fields))
+        runs[experiment].append(Run(experiment, about["seed"], columns, about["evaluation"]))
+    return runs
+
+
+# --------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------
+def iqm(finals: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean of (n,) runs, and the ends of its 95 % bootstrap interval."""
+    points, intervals = library.get_interval_estimates(
+        {"": finals[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]),
+        reps=RESAMPLES, random_state=np.random.RandomState(0))
+    return float(points[""][0]), *map(float, intervals[""][:, 0])
+
+
+def spread(values: np.ndarray) -> str:
+    deviation = f" ± {values.std(ddof=1):,.0f}" if len(values) > 1 else ""
+    return f"{values.mean():,.0f}{deviation}"
+
+
+def table(runs: dict[suites.Experiment, list[Run]]) -> str:
+    lines = ["| script | environment | flags | seeds | last 100 episodes | IQM (95 % interval) | "
+             "worst | evaluation | steps to mark (runs) | minutes |", "|---|---|---|" + "---:|" * 7]
+    for job, group in runs.items():
+        finals = np.array([run.final for run in group])
+        middle, low, high = iqm(finals)
+        interval = f"{middle:,.0f} ({low:,.0f} to {high:,.0f})" if len(group) >= 3 else "–"
+        steps = np.array([run.steps_to_mark for run in group])
+        reached = f"{np.median(steps):,.0f}" if np.isfinite(np.median(steps)) else "–"
+        minutes = np.median([run.columns["seconds"][-1] for run in group]) / 60
+        lines.append(
+            f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
+            f"{f'`{job.flags}`' if job.flags else 'default'} | {len(group)} | {spread(finals)} | "
+            f"{interval} | {finals.min():,.0f} | "
+            f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
+            f"{reached} ({np.isfinite(steps).sum()}) | {minutes:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+# --------------------------------------------------------------------------------------------------
+def save(figure: plt.Figure, name: str) -> None:
+    (HERE / "figures").mkdir(exist_ok=True)
+    for ending in ("png", "pdf"):
+        figure.savefig(HERE / "figures" / f"{name}.{ending}")
+    plt.close(figure)
+
+
+def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str, colour: str) -> None:
+    """Mean over seeds at common values of x, and its 95 % interval (Student's t)."""
+    ends = [run.columns[x][-1] for run in group]
+    grid = np.linspace(0, min(ends), 201)[1:]
+    values = []
+    for run in group:
+        seen = np.isfinite(run.columns[column])
+        values.append(np.interp(grid, run.columns[x][seen], run.columns[column][seen], left=np.nan))
+    values = np.array(values)
+    there = np.isfinite(values).all(0)
+    grid, values = grid[there], values[:, there]
+    mean = values.mean(0)
+    axis.plot(grid, mean, label=label, color=colour)
+    if len(group) > 2:
+        half = stats.t.ppf(0.975, len(group) - 1) * values.std(0, ddof=1) / len(group) ** 0.5
+        axis.fill_between(grid, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+
+
+def thousands(value: float, _=None) -> str:
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
+
+def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
+    """Learning curves of all algorithms, one panel per task; against steps and against seconds."""
+    tasks = [env_id for env_id in (*suites.MUJOCO, *suites.CLASSIC)
+             if any(job.env_id == env_id for job in runs)]
+    for x, name, label in (("global_step", "compare", "environment steps"),
+                           ("seconds", "compare_seconds", "seconds on one core")):
+        rows = -(-len(tasks) // 3)
+        figure, axes = plt.subplots(rows, 3, figsize=(18, 5 * rows), squeeze=False)
+        for axis, env_id in zip(axes.flat, tasks):
+            for job, group in runs.items():
+                if job.env_id == env_id:
+                    curve(axis, group, "return_100", x, NAMES[job.script], COLOURS[job.script])
+            axis.set(title=env_id, xlabel=label)
+            axis.xaxis.set_major_formatter(thousands)
+        for axis in axes.flat[len(tasks):]:
+            axis.axis("off")
+        for row in axes:
+            row[0].set_ylabel("return, last 100 episodes")
+        entries = {text: handle for axis in axes.flat
+                   for handle, text in zip(*axis.get_legend_handles_labels())}
+        figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=len(entries),
+                      bbox_to_anchor=(0.5, 1.0))
+        figure.tight_layout()
+        save(figure, name)
+
+
+def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
+         name: str) -> None:
+    """One panel per task, one bar per experiment: IQM and its 95 % interval, a dot per run."""
+    tasks = list(dict.fromkeys(job.env_id for job in runs))
+    order = list(dict.fromkeys(titles.values()))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(8 * len(tasks), 1 + 0.5 * len(order)),
+                                sharey=True, squeeze=False)
+    for axis, env_id in zip(axes[0], tasks):
+        for job, group in runs.items():
+            if job.env_id != env_id:
+                continue
+            finals, y = np.array([run.final for run in group]), order.index(titles[job])
+            middle, low, high = iqm(finals)
+            axis.barh(y, middle, color=COLOURS[job.script], alpha=0.6)
+            axis.plot([low, high], [y, y], color="black", linewidth=2)
+            axis.plot(finals, [y] * len(finals), "o", color="black", markersize=4, alpha=0.5)
+        axis.set(title=env_id, xlabel="return, last 100 episodes")
+    axes[0][0].set_yticks(range(len(order)), order)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    save(figure, name)
+
+
+def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
+    titles = {}
+    for env_id in dict.fromkeys(job.env_id for job in runs):
+        for title, changes in suites.ABLATIONS.items():
+            titles[suites.experiment("ppo_continuous", env_id, **changes)] = title
+        titles[suites.experiment("ppo_continuous", env_id, variant="time_limits_terminate")] = (
+            "time limits taken for ends")
+        titles[suites.experiment("trpo", env_id)] = "TRPO+"
+        titles[suites.experiment("trpo", env_id, **suites.BARE)] = "TRPO"
+    bars(runs, titles, "ablation")
+
+
+def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
+    bars(runs, {job: {"": "Gaussian, clipped", "squashed_gaussian": "Gaussian, squashed",
+                      "beta": "Beta"}[job.variant] for job in runs}, "actions")
+
+
+def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
+    """Heat maps of learning rate × clip range, one per batch size; and returns against λ."""
+    grids = suites.sensitivity_grid()
+    figure, axes = plt.subplots(1, len(grids), figsize=(5.5 * len(grids), 5), sharey=True)
+    values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
+    shown = [values[job] for cells in grids.values() for job in cells.values() if job in values]
+    for axis, (batch_size, cells) in zip(axes, grids.items()):
+        rates, clips = (sorted({key[i] for key in cells}) for i in (0, 1))
+        heat = np.array([[values.get(cells[rate, clip], np.nan) for rate in rates]
+                         for clip in clips])
+        axis.imshow(heat, cmap="cividis", vmin=min(shown), vmax=max(shown), origin="lower")
+        for (row, column), value in np.ndenumerate(heat):
+            bright = value > (min(shown) + max(shown)) / 2
+            axis.text(column, row, f"{value:,.0f}", ha="center", va="center",
+                      color="black" if bright else "white")
+        axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axis.set_yticks(range(len(clips)), [f"{clip:g}" for clip in clips])
+        axis.grid(False)
+        axis.set(title=f"batch {batch_size:,}", xlabel="learning rate")
+    axes[0].set_ylabel("clip range ε")
+    figure.tight_layout()
+    save(figure, "sensitivity")
+
+
+def health(runs: dict[suites.Experiment, list[Run]]) -> None:
+    """KL, clip fraction and return over training at three learning rates."""
+    panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction",
+              "return_100": "return, last 100 episodes"}
+    figure, axes = plt.subplots(1, 3, figsize=(18, 5))
+    looks = zip(suites.health(), ("healthy", "too small", "collapsing"),
+                ("#009E73", "#56B4E9", "#D55E00"))
+    for job, title, colour in looks:
+        rate = job.flags.split("--learning-rate ")[-1].split()[0] if "--learn" in job.flags else "3e-4"
+        for axis, (column, text) in zip(axes, panels.items()):
+            curve(axis, runs[job], column, "global_step", f"{title}: {float(rate):g}", colour)
+            axis.set(title=text, xlabel="environment steps")
+            axis.xaxis.set_major_formatter(thousands)
+    axes[0].set_yscale("log")
+    axes[2].legend(title="learning rate")
+    figure.tight_layout()
+    save(figure, "health")
+
+
+def clip() -> None:
+    """PPO's objective against the ratio, for a good and a bad action: the script's policy_loss."""
+    import ppo_continuous
+    import torch
+
+    ratio, epsilon = torch.linspace(0, 2, 401), 0.2
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    for axis, advantage in zip(axes, (1.0, -1.0)):
+        zero, one = torch.zeros(1), torch.ones(1)
+        clipped = [-float(ppo_continuous.policy_loss(r[None].log(), zero, advantage * one, epsilon))
+                   for r in ratio]
+        axis.plot(ratio, ratio * advantage, "--", color="grey", label="ρÂ, not clipped")
+        axis.plot(ratio, clipped, color=COLOURS["ppo_continuous"], label="PPO's objective")
+        axis.plot([1], [advantage], "o", color="#D55E00", markersize=11, label="π = π_old")
+        for edge in (1 - epsilon, 1 + epsilon):
+            axis.axvline(edge, color="grey", linewidth=1)
+        axis.set_xticks([0, 1 - epsilon, 1, 1 + epsilon, 2], ["0", "1−ε", "1", "1+ε", "2"])
+        axis.set(title=f"Â = {advantage:+g}: ".replace("-", "−") + ("make it likelier, up to a point" if advantage > 0
+                                                 else "make it rarer, up to a point"),
+                 xlabel="ratio ρ = π(a|s) / π_old(a|s)")
+    axes[0].set_ylabel("objective (to be maximised)")
+    axes[0].legend()
+    figure.tight_layout()
+    save(figure, "clip")
+
+
+@dataclass
+class Options:
+    parts: tyro.conf.Positional[tuple[str, ...]] = ()  # suites, or clip; none: all with results
+    results: Path = HERE / "results"
+
+
+FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, health)}
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__.splitlines()[0])
+    everything = load(options.results)
+    (HERE / "tables").mkdir(exist_ok=True)
+    if not options.parts or "clip" in options.parts:
+        clip()
+    for name, figure in FIGURES.items():
+        wanted = dict.fromkeys(suites.SUITES[name]())
+        runs = {job: everything[job] for job in wanted if job in everything}
+        if runs and (not options.parts or name in options.parts):
+            print(f"{name}: {len(runs)} of {len(wanted)} experiments")
+            (HERE / "tables" / f"{name}.md").write_text(table(runs))
+            figure(runs)
+
+
+if __name__ == "__main__":
+    main()

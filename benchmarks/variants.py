@@ -1,0 +1,103 @@
+"""Our scripts with one thing changed, for comparison: what a suite of run.py calls a variant.
+
+    python benchmarks/variants.py ppo_continuous beta --env-id Hopper-v4     # the script's own flags
+"""
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def time_limits_terminate(script: ModuleType) -> None:
+    """Take a time limit for a termination, as if nothing came after it."""
+    gae = script.compute_gae
+    script.compute_gae = lambda rewards, values, next_values, terminated, done, *rest: gae(
+        rewards, values, next_values, done, done, *rest)
+
+
+def squashed_gaussian(script: ModuleType) -> None:
+    """a = tanh(u), u Gaussian: inside the bounds without clipping, as in SAC (arXiv 1801.01290)."""
+
+    class SquashedGaussian(script.Gaussian):
+        @property
+        def mode(self) -> Tensor:
+            return self.loc.tanh()
+
+        def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+            return super().sample(sample_shape).tanh()
+
+        def log_prob(self, actions: Tensor) -> Tensor:
+            """log π(a|s) = log N(u; μ, σ²) − Σ_i log(1 − a_i²)    (..., A) → (...)"""
+            actions = actions.clamp(-1 + 1e-6, 1 - 1e-6)
+            return super().log_prob(actions.atanh()) - (1 - actions.square()).log().sum(-1)
+
+        def entropy(self) -> Tensor:
+            """H(π) = H(u) + Σ_i E[log(1 − tanh² u_i)], the mean by Gauss–Hermite quadrature"""
+            nodes, weights = (torch.tensor(x, dtype=torch.float32, device=self.loc.device)
+                              for x in np.polynomial.hermite_e.hermegauss(32))
+            u = self.loc[..., None] + self.log_std.exp()[..., None] * nodes
+            log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 − tanh² u), stable
+            return super().entropy() + (log_slope @ weights / weights.sum()).sum(-1)
+
+    script.Gaussian = SquashedGaussian
+
+
+class ScaledBeta(torch.distributions.Distribution):
+    """Independent Beta distributions stretched to [−1, 1]. Chou et al. 2017, PMLR 70."""
+
+    def __init__(self, outputs: Tensor):
+        alpha, beta = (1 + F.softplus(outputs)).chunk(2, -1)  # above 1: one hump, and 0 at the ends
+        super().__init__(alpha.shape[:-1], alpha.shape[-1:], validate_args=False)
+        self.beta = torch.distributions.Beta(alpha, beta, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        return 2 * self.beta.mode - 1
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        return 2 * self.beta.sample(torch.Size(sample_shape)) - 1
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        inside = ((actions + 1) / 2).clamp(1e-6, 1 - 1e-6)
+        return (self.beta.log_prob(inside) - math.log(2)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return (self.beta.entropy() + math.log(2)).sum(-1)
+
+
+def beta(script: ModuleType) -> None:
+    """A Beta distribution, whose two parameters per action are the actor's outputs."""
+
+    class BetaAgent(script.Agent):
+        def __init__(self, envs, args=script.Args()):
+            super().__init__(envs, args)
+            del self.log_std
+            inputs, actions = self.actor[0].in_features, self.actor[-1].out_features
+            self.actor = self.network(inputs, 2 * actions, gain=0.01)
+
+        def distribution(self, outputs: Tensor) -> ScaledBeta:
+            return ScaledBeta(outputs)
+
+    script.Agent = BetaAgent
+
+
+VARIANTS = {f.__name__: f for f in (time_limits_terminate, squashed_gaussian, beta)}
+
+
+def main() -> None:
+    name, variant, *flags = sys.argv[1:]
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    script = importlib.import_module(name)
+    VARIANTS[variant](script)
+    sys.argv = [script.__file__, *flags]
+    script.main()
+
+
+if __name__ == "__main__":
+    main()

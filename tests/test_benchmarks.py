@@ -1,0 +1,258 @@
+"""benchmarks/: the runner (interrupted, resumed, with a failure), its variants, the report."""
+import csv
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ppo_continuous  # noqa: E402
+import run  # noqa: E402
+import variants  # noqa: E402
+
+
+def command(tmp_path, *flags):
+    return [sys.executable, str(ROOT / "benchmarks/run.py"), "smoke",
+            "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), *flags]
+
+
+def csvs(tmp_path):
+    return {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.csv")}
+
+
+# --------------------------------------------------------------------------------------------------
+# run.py
+# --------------------------------------------------------------------------------------------------
+def test_a_suite_interrupted_and_resumed(tmp_path):
+    """Ctrl-C after the first of four runs; the same command does the rest, and only the rest."""
+    process = subprocess.Popen(command(tmp_path, "--seeds", "1", "2", "--jobs", "1"),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not csvs(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in out, out
+    assert "Traceback" not in out
+    before = csvs(tmp_path)
+    assert 1 <= len(before) < 4
+
+    done = subprocess.run(command(tmp_path, "--seeds", "1", "2"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"4 runs, {len(before)} of them done" in done.stdout
+    after = csvs(tmp_path)
+    assert len(after) == 4 and before.items() <= after.items(), "a finished run was redone"
+
+    again = subprocess.run(command(tmp_path, "--seeds", "1", "2"), capture_output=True, text=True)
+    assert "4 runs, 4 of them done" in again.stdout and csvs(tmp_path) == after
+
+
+def test_a_failed_run_does_not_stop_the_others(tmp_path):
+    """--seed -1 is refused by the script; the other seed is run; the exit code says it."""
+    done = subprocess.run(command(tmp_path, "--seeds", "-1", "1", "--only", "a2c"),
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "failed: a2c__CartPole-v1__total-timesteps_4096__seed-1: exit code 2" in done.stdout
+    assert [path.name for path in csvs(tmp_path)] == [
+        "a2c__CartPole-v1__total-timesteps_4096__seed1.csv"]
+
+
+def test_submitted_to_a_cluster(tmp_path):
+    """The local executor of submitit goes through the same submission as Slurm's."""
+    pytest.importorskip("submitit")
+    done = subprocess.run(command(tmp_path, "--seeds", "1", "--cluster", "local"),
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(csvs(tmp_path)) == 2
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    done = subprocess.run(command(tmp_path, "--dry-run", "--only", "reinforce", "--seeds", "7"),
+                          capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["reinforce__CartPole-v1__total-timesteps_4000__seed7",
+                                        "smoke: 1 runs, 0 of them done"]
+    assert not (tmp_path / "runs").exists() and not csvs(tmp_path)
+
+
+def test_a_thinned_run_keeps_its_last_row(tmp_path):
+    """1,000 rows become at most 200, evenly spaced; the header line has the settings."""
+    rows = [[i, 10 * i, 0.123456789 * i, ""] for i in range(1, 1001)]
+    with (tmp_path / "progress.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["iteration", "global_step", "return_100", "x"], *rows])
+    args = vars(ppo_continuous.Args(seed=3, clip_coef=0.3)) | {"algorithm": "ppo_continuous"}
+    (tmp_path / "args.json").write_text(json.dumps(args))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"returns": [1.0, 2.0]}))
+    job = run.experiment("ppo_continuous", "Hopper-v4", clip_coef=0.3)
+    run.thin(tmp_path, tmp_path / "out.csv", job)
+    about, *lines = (tmp_path / "out.csv").read_text().splitlines()
+    about = json.loads(about[2:])
+    assert run.Experiment(*(about[name] for name in run.Experiment._fields)) == job
+    assert about["seed"] == 3 and about["evaluation"] == [1.0, 2.0]
+    assert about["settings"]["clip_coef"] == 0.3 and "seed" not in about["settings"]
+    steps = [int(line.split(",")[1]) for line in lines[1:]]
+    assert 150 <= len(steps) <= 200 and steps[-1] == 10_000
+    assert len(set(np.diff(steps))) == 1
+    assert lines[-1] == "1000,10000,123.46,"
+
+
+def test_names_of_experiments():
+    """Defaults, and what a script does not have, are left out; so the same run has one name."""
+    default = run.experiment("ppo_continuous", "Hopper-v4")
+    assert run.experiment("ppo_continuous", "Hopper-v4", total_timesteps=1_000_000, cg_iters=3,
+                          gae_lambda=ppo_continuous.Args.gae_lambda) == default
+    assert default.name == "ppo_continuous__Hopper-v4__default"
+    job = run.experiment("trpo", "Hopper-v4", norm_obs=False, cg_iters=3, gamma=0.9)
+    assert job.flags == "--gamma 0.9 --cg-iters 3 --no-norm-obs"
+    assert run.experiment("ppo_continuous", "X-v1", variant="beta").name == (
+        "ppo_continuous+beta__X-v1__default")
+
+
+@pytest.mark.parametrize("suite", run.SUITES)
+def test_flags_of_every_suite_are_accepted(suite):
+    """Each experiment's flags go through its script's command line, to the settings meant."""
+    import tyro
+
+    for job in run.SUITES[suite]():
+        args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
+        settings = {name: value for name, value in vars(args).items() if name != "env_id"}
+        assert run.experiment(job.script, job.env_id, job.variant, **settings) == job
+        assert not job.variant or job.variant in variants.VARIANTS
+
+
+# --------------------------------------------------------------------------------------------------
+# variants.py
+# --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def script():
+    """A copy of ppo_continuous.py that may be changed."""
+    spec = importlib.util.spec_from_file_location("varied", ROOT / "ppo_continuous.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["varied"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["varied"]
+
+
+def test_time_limits_terminate(script):
+    """δ = r − V where the time limit ended the episode; elsewhere nothing changes."""
+    zeros, ones = torch.zeros(2, 1), torch.ones(2, 1)
+    done = torch.tensor([[True], [False]])
+    arguments = (ones, zeros, 5 * ones, torch.zeros(2, 1, dtype=torch.bool), done, 0.9, 0.95)
+    assert script.compute_gae(*arguments).flatten().tolist() == pytest.approx([5.5, 5.5])
+    variants.time_limits_terminate(script)
+    assert script.compute_gae(*arguments).flatten().tolist() == pytest.approx([1.0, 5.5])
+
+
+@pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
+def test_bounded_distributions(script, variant):
+    """Of one action: its density integrates to 1, its entropy is −∫ p log p, samples have its mean,
+    and lie inside (−1, 1)."""
+    variants.VARIANTS[variant](script)
+    outputs = torch.tensor([0.4]) if variant == "squashed_gaussian" else torch.tensor([0.7, 2.0])
+    policy = (script.Gaussian(outputs, torch.tensor([-0.3])) if variant == "squashed_gaussian"
+              else variants.ScaledBeta(outputs))
+    x = torch.linspace(-1, 1, 200_001)[1:-1, None]
+    density, width = policy.log_prob(x).exp(), 2 / 200_000
+    assert density.shape == (199_999,)
+    assert (density.sum() * width).item() == pytest.approx(1, abs=1e-3)
+    entropy = -(density * density.log()).nan_to_num().sum() * width
+    assert policy.entropy().item() == pytest.approx(entropy.item(), abs=2e-3)
+    torch.manual_seed(0)
+    samples = policy.sample((100_000,))
+    assert samples.shape == (100_000, 1) and samples.abs().max() <= 1
+    mean, error = (density * x[:, 0]).sum() * width, samples.std() / 100_000**0.5
+    assert abs(samples.mean() - mean) < 4 * error
+    if variant == "beta":
+        assert x[density.argmax()].item() == pytest.approx(policy.mode.item(), abs=1e-3)
+    else:
+        assert policy.mode.item() == pytest.approx(math.tanh(0.4))
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_variants_train(script, variant, tmp_path):
+    """The first ratio is 1, and two iterations change the policy; its checkpoint restores."""
+    variants.VARIANTS[variant](script)
+    args = script.Args(env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=64,
+                       num_minibatches=4, eval_episodes=1, run_dir=str(tmp_path), cuda=False)
+    torch.manual_seed(0)
+    envs = script.make_envs(args)
+    agent = script.Agent(envs, args)
+    rollout, _ = script.collect_rollout(agent, envs, envs.reset(seed=0)[0], args)
+    batch = script.make_batch(agent, rollout, args)
+    torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions), batch.logprobs)
+    before = {name: value.clone() for name, value in agent.actor.state_dict().items()}
+    trained = script.train(args)
+    assert any(not torch.equal(before[name], value)
+               for name, value in trained.actor.state_dict().items())
+    (run_dir,) = tmp_path.iterdir()
+    other = script.Agent(envs, args)
+    script.restore("--resume", types.SimpleNamespace(**vars(args) | {"resume": str(run_dir)}), other,
+                   script.make_optimizer(other, args))
+    obs = torch.randn(5, 3)
+    assert torch.equal(other.policy(obs).mode, trained.policy(obs).mode)
+
+
+# --------------------------------------------------------------------------------------------------
+# report.py
+# --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def report():
+    for package in ("rliable", "matplotlib"):
+        pytest.importorskip(package)
+    return importlib.import_module("report")
+
+
+def fake_run(report, job, seed, final, mark_at=None):
+    steps = np.arange(1, 11) * 1000.0
+    returns = np.full(10, final)
+    if mark_at is not None:
+        returns = np.where(steps >= mark_at, 1e6, -1e6)
+        returns[-1] = final
+    columns = {"global_step": steps, "return_100": returns, "seconds": steps / 100}
+    return report.Run(job, seed, columns, [final + 1.0])
+
+
+def test_table(report):
+    """By hand: mean 30 and std 15.8 of 10 … 50, IQM of the middle three 30, median of the steps."""
+    job = run.experiment("a2c", "Hopper-v4", gamma=0.9)
+    group = [fake_run(report, job, i, 10.0 * i, mark_at) for i, mark_at in
+             zip(range(1, 6), (2000, 3000, 4000, None, None))]
+    line = report.table({job: group}).splitlines()[2]
+    assert "| a2c | Hopper-v4 | `--gamma 0.9` | 5 | 30 ± 16 | 30 (" in line
+    assert line.endswith("| 10 | 31 ± 16 | 4,000 (3) | 1.7 |")
+
+
+def test_figures(report, tmp_path, monkeypatch):
+    """Every figure is drawn from CSVs; none is drawn from nothing."""
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(report, "RESAMPLES", 20)
+    for name, figure in report.FIGURES.items():
+        runs = {job: [fake_run(report, job, seed, 100.0 * seed) for seed in (1, 2, 3)]
+                for job in run.SUITES[name]()}
+        for group in runs.values():
+            for one in group:
+                one.columns |= {"approx_kl": np.full(10, 0.01), "clipfrac": np.full(10, 0.1)}
+        figure(runs)
+    report.clip()
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "health", "clip")
+    assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
+
+
+def test_committed_results_load(report):
+    """Each CSV's name says what is in it."""
+    for job, runs in report.load(ROOT / "benchmarks/results").items():
+        for one in runs:
+            assert (ROOT / "benchmarks/results" / f"{job.name}__seed{one.seed}.csv").exists()
+            assert np.isfinite(one.final) and len(one.evaluation) >= 10
