@@ -47,6 +47,7 @@ class Run:
     seed: int
     columns: dict[str, np.ndarray]  # progress.csv, thinned; NaN where a cell is empty
     evaluation: list[float]  # returns of the deterministic evaluation after training
+    settings: dict  # all of Args
 
     @property
     def final(self) -> float:
@@ -69,7 +70,8 @@ def load(results: Path) -> dict[suites.Experiment, list[Run]]:
             rows = list(csv.DictReader(file))
         columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
         experiment = suites.Experiment(*(about[field] for field in suites.Experiment._fields))
-        runs[experiment].append(Run(experiment, about["seed"], columns, about["evaluation"]))
+        runs[experiment].append(Run(experiment, about["seed"], columns, about["evaluation"],
+                                    about["settings"]))
     return runs
 
 
@@ -137,7 +139,9 @@ def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str, col
 
 
 def thousands(value: float, _=None) -> str:
-    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
 def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
@@ -238,9 +242,11 @@ def health(runs: dict[suites.Experiment, list[Run]]) -> None:
     looks = zip(suites.health(), ("healthy", "too small", "collapsing"),
                 ("#009E73", "#56B4E9", "#D55E00"))
     for job, title, colour in looks:
-        rate = job.flags.split("--learning-rate ")[-1].split()[0] if "--learn" in job.flags else "3e-4"
+        if job not in runs:
+            continue
         for axis, (column, text) in zip(axes, panels.items()):
-            curve(axis, runs[job], column, "global_step", f"{title}: {float(rate):g}", colour)
+            label = f"{title}: {runs[job][0].settings['learning_rate']:g}"
+            curve(axis, runs[job], column, "global_step", label, colour)
             axis.set(title=text, xlabel="environment steps")
             axis.xaxis.set_major_formatter(thousands)
     axes[0].set_yscale("log")
@@ -266,9 +272,8 @@ def clip() -> None:
         for edge in (1 - epsilon, 1 + epsilon):
             axis.axvline(edge, color="grey", linewidth=1)
         axis.set_xticks([0, 1 - epsilon, 1, 1 + epsilon, 2], ["0", "1−ε", "1", "1+ε", "2"])
-        axis.set(title=f"Â = {advantage:+g}: ".replace("-", "−") + ("make it likelier, up to a point" if advantage > 0
-                                                 else "make it rarer, up to a point"),
-                 xlabel="ratio ρ = π(a|s) / π_old(a|s)")
+        axis.set(title=("Â = +1: make it likelier" if advantage > 0 else "Â = −1: make it rarer")
+                 + ", up to a point", xlabel="ratio ρ = π(a|s) / π_old(a|s)")
     axes[0].set_ylabel("objective (to be maximised)")
     axes[0].legend()
     figure.tight_layout()

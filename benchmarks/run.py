@@ -44,7 +44,8 @@ class Experiment(NamedTuple):
     @property
     def name(self) -> str:
         label = self.flags.replace("--", "").replace(" ", "_") or "default"
-        return "__".join([self.script + f"+{self.variant}" * bool(self.variant), self.env_id, label])
+        script = self.script + f"+{self.variant}" * bool(self.variant)
+        return f"{script}__{self.env_id}__{label}"
 
 
 def experiment(script: str, env_id: str, variant: str = "", **settings) -> Experiment:
@@ -223,8 +224,8 @@ def executor_for(options: Options):
 def main() -> None:
     options = tyro.cli(Options, description=__doc__.splitlines()[0])
     options.results.mkdir(parents=True, exist_ok=True)
-    wanted = [(job, seed) for seed in options.seeds for job in dict.fromkeys(SUITES[options.suite]())
-              if options.only in job.name]
+    wanted = [(job, seed) for seed in options.seeds
+              for job in dict.fromkeys(SUITES[options.suite]()) if options.only in job.name]
     missing = [(job, seed) for job, seed in wanted
                if not (options.results / f"{job.name}__seed{seed}.csv").exists()]
     if options.dry_run:

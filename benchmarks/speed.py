@@ -9,11 +9,20 @@ ratios over the rounds are to be trusted.
     pip install -r benchmarks/requirements.txt
     python benchmarks/speed.py                      # prints the tables, writes results/speed.csv
     python benchmarks/speed.py --races ppo-1x2048 --rounds 3
+    python benchmarks/speed.py --races ppo-1x2048 --peer "python cleanrl/ppo_continuous_action.py
+        --env-id HalfCheetah-v4 --num-envs 1 --num-steps 2048 --total-timesteps 20480 --no-cuda"
+
+"async" steps each environment in a process of its own; "cuda" and "cuda-compile" take part where
+there is a GPU. A peer is any command that prints "SPS: <number>", as CleanRL and LeanRL do; its
+last one counts.
 """
 import csv
 import importlib
 import json
 import platform
+import re
+import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,7 +35,9 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTESTANTS = ("sb3", "eager", "compile")
+CONTESTANTS = ("sb3", "eager", "compile", "async", "cuda", "cuda-compile")
+COLUMNS = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning",
+           "memory")
 STEPS = 12_288  # environment steps per measurement, after as much again, or one rollout, to warm up
 PPO = ({"update_epochs": 10, "num_minibatches": 32}, {"n_epochs": 10})
 TRPO = ({"critic_epochs": 10, "num_minibatches": 16, "cg_iters": 15},
@@ -34,7 +45,9 @@ TRPO = ({"critic_epochs": 10, "num_minibatches": 16, "cg_iters": 15},
 A2C = ({"gae_lambda": 1.0, "norm_adv": False}, {})
 RACES = {  # name: script, environment, N, T, (our flags, SB3's)
     "ppo-1x2048": ("ppo_continuous", "HalfCheetah-v4", 1, 2048, PPO),
+    "ppo-4x512": ("ppo_continuous", "HalfCheetah-v4", 4, 512, PPO),
     "ppo-16x128": ("ppo_continuous", "HalfCheetah-v4", 16, 128, PPO),
+    "ppo-64x32": ("ppo_continuous", "HalfCheetah-v4", 64, 32, PPO),
     "trpo-1x2048": ("trpo", "HalfCheetah-v4", 1, 2048, TRPO),
     "a2c-8x5": ("a2c", "HalfCheetah-v4", 8, 5, A2C),
     "a2c-8x5-cartpole": ("a2c", "CartPole-v1", 8, 5, A2C),
@@ -45,6 +58,8 @@ RACES = {  # name: script, environment, N, T, (our flags, SB3's)
 class Options:
     races: tuple[str, ...] = tuple(RACES)  # which of them to run
     rounds: int = 5  # how often each contestant runs, in turn
+    contestants: tuple[str, ...] = CONTESTANTS  # which of them run
+    peer: str = ""  # a command that prints "SPS: <number>"; it joins every race
     output: Path = ROOT / "benchmarks/results/speed.csv"
     worker: str = ""  # used by the script itself: the contestant to measure in this process
 
@@ -70,15 +85,20 @@ def measure_sb3(script: str, env_id: str, num_envs: int, num_steps: int, setting
 
 
 def measure_ours(script: str, env_id: str, num_envs: int, num_steps: int, settings: tuple,
-                 compile: bool) -> dict[str, float]:
+                 compile: bool = False, cuda: bool = False, parallel: bool = False
+                 ) -> dict[str, float]:
+    import gymnasium as gym
+
     sys.path.insert(0, str(ROOT))
     ours = importlib.import_module(script)
 
     args = ours.Args(env_id=env_id, num_envs=num_envs, num_steps=num_steps, compile=compile,
-                     cuda=False, **settings[0])
-    ours.start(args)
+                     cuda=cuda, **settings[0])
+    device = ours.start(args)
     envs = ours.make_envs(args)
-    agent = ours.Agent(envs, args)
+    if parallel:
+        envs = gym.vector.AsyncVectorEnv(envs.env_fns, autoreset_mode=envs.autoreset_mode)
+    agent = ours.Agent(envs, args).to(device)
     optimizer = ours.make_optimizer(agent, args)
     obs, _ = envs.reset(seed=1)
     seconds = {"seconds": 0.0, "simulator": 0.0, "acting": 0.0, "learning": 0.0}
@@ -109,6 +129,7 @@ def measure_ours(script: str, env_id: str, num_envs: int, num_steps: int, settin
             seconds["simulator"] += simulated[0]
             seconds["acting"] += collected - began - simulated[0]
             seconds["learning"] += ended - collected
+    envs.close()
     return seconds
 
 
@@ -131,7 +152,7 @@ def measure_floor(script: str, env_id: str, num_envs: int, num_steps: int, setti
     minibatch, products = num_envs * num_steps // settings[0]["num_minibatches"], []
     for outputs in (env.action_space.shape[0], 1):  # actor and critic
         for inputs, out in zip(sizes, (64, 64, outputs)):
-            x, w, g = (torch.randn(s) for s in ((minibatch, inputs), (inputs, out), (minibatch, out)))
+            x, w, g = map(torch.randn, (minibatch, inputs, minibatch), (inputs, out, out))
             products += [(x, w), (x.T, g)] + ([(g, w.T)] if inputs == 64 else [])
     result = [torch.empty(a.shape[0], b.shape[1]) for a, b in products]
     began = time.perf_counter()
@@ -148,12 +169,29 @@ def work(options: Options) -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    race = RACES[options.races[0]]
-    seconds = {"sb3": lambda: measure_sb3(*race), "floor": lambda: measure_floor(*race),
-               "eager": lambda: measure_ours(*race, compile=False),
-               "compile": lambda: measure_ours(*race, compile=True)}[options.worker]()
-    print(json.dumps({"steps_per_second": STEPS / seconds.pop("seconds"),
+    race, name = RACES[options.races[0]], options.worker
+    if name in ("sb3", "floor"):
+        seconds = {"sb3": measure_sb3, "floor": measure_floor}[name](*race)
+    else:
+        seconds = measure_ours(*race, compile="compile" in name, cuda="cuda" in name,
+                               parallel=name == "async")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB; no children
+    print(json.dumps({"steps_per_second": STEPS / seconds.pop("seconds"), "memory": memory,
                       **{name: 1e6 * value / STEPS for name, value in seconds.items()}}))
+
+
+def measure(name: str, race: str, options: Options) -> dict[str, float]:
+    """In a process of its own; what a row of the CSV says."""
+    command = [sys.executable, __file__, "--worker", name, "--races", race]
+    if name == "peer":
+        command = shlex.split(options.peer)
+    out = subprocess.run(command, capture_output=True, text=True)
+    lines = out.stdout.splitlines()
+    if name == "peer":
+        lines = re.findall(r"SPS:?\s*([0-9.]+)", out.stdout)
+    if out.returncode or not lines:
+        sys.exit(f"{shlex.join(command)} failed:\n{out.stderr}")
+    return {"steps_per_second": float(lines[-1])} if name == "peer" else json.loads(lines[-1])
 
 
 def main() -> None:
@@ -161,23 +199,24 @@ def main() -> None:
     if options.worker:
         work(options)
         return
-    columns = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning")
+    import torch
+
     rows = []
     for race in options.races:
-        contestants = CONTESTANTS + ("floor",) * race.startswith("ppo")
+        ppo, many = race.startswith("ppo"), RACES[race][2] > 1
+        there = {"sb3": True, "eager": True, "compile": True, "async": ppo and many,
+                 "cuda": torch.cuda.is_available(), "cuda-compile": torch.cuda.is_available()}
+        contestants = [name for name in options.contestants if there[name]]
+        contestants += ["floor"] * ppo + ["peer"] * bool(options.peer)
         for number in range(options.rounds):
             for name in contestants:
-                command = [sys.executable, __file__, "--worker", name, "--races", race]
-                out = subprocess.run(command, capture_output=True, text=True)
-                if out.returncode:
-                    sys.exit(f"{' '.join(command)} failed:\n{out.stderr}")
                 rows.append({"race": race, "round": number, "contestant": name,
-                             **json.loads(out.stdout.splitlines()[-1])})
+                             **measure(name, race, options)})
                 print(".", end="", flush=True)
         print()
         table(race, [row for row in rows if row["race"] == race])
         with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
+            writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows({k: round(v, 1) if isinstance(v, float) else v
                               for k, v in row.items()} for row in rows)
@@ -186,18 +225,19 @@ def main() -> None:
 
 
 def table(race: str, rows: list[dict]) -> None:
-    """Medians over the rounds; the ratio is the median of the rounds' ratios."""
-    baseline = {row["round"]: row["steps_per_second"] for row in rows if row["contestant"] == "sb3"}
-    print(f"\n{race}: contestant | steps/s | ratio to SB3 (min–max) | µs per step: simulator, "
-          "acting, learning")
+    """Medians over the rounds; the ratio is the median of the rounds' ratios to the first."""
+    first = rows[0]["contestant"]
+    baseline = {row["round"]: row["steps_per_second"] for row in rows if row["contestant"] == first}
+    print(f"\n{race}: contestant | steps/s | ratio to {first} (min–max) | µs per step: simulator, "
+          "acting, learning | MiB")
     for name in dict.fromkeys(row["contestant"] for row in rows):
         mine = [row for row in rows if row["contestant"] == name]
         ratios = [row["steps_per_second"] / baseline[row["round"]] for row in mine]
         parts = [f"{statistics.median(r[part] for r in mine):.0f}" if part in mine[0] else "–"
-                 for part in ("simulator", "acting", "learning")]
-        print(f"{name:10s} | {statistics.median(r['steps_per_second'] for r in mine):7,.0f} | "
+                 for part in ("simulator", "acting", "learning", "memory")]
+        print(f"{name:12s} | {statistics.median(r['steps_per_second'] for r in mine):7,.0f} | "
               f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | "
-              + ", ".join(parts))
+              f"{', '.join(parts[:3])} | {parts[3]}")
 
 
 if __name__ == "__main__":

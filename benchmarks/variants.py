@@ -1,6 +1,6 @@
 """Our scripts with one thing changed, for comparison: what a suite of run.py calls a variant.
 
-    python benchmarks/variants.py ppo_continuous beta --env-id Hopper-v4     # the script's own flags
+    python benchmarks/variants.py ppo_continuous beta --env-id Hopper-v4  # and its other flags
 """
 import importlib
 import math

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -197,8 +196,8 @@ def test_variants_train(script, variant, tmp_path):
                for name, value in trained.actor.state_dict().items())
     (run_dir,) = tmp_path.iterdir()
     other = script.Agent(envs, args)
-    script.restore("--resume", types.SimpleNamespace(**vars(args) | {"resume": str(run_dir)}), other,
-                   script.make_optimizer(other, args))
+    args.resume = str(run_dir)
+    script.restore("--resume", args, other, script.make_optimizer(other, args))
     obs = torch.randn(5, 3)
     assert torch.equal(other.policy(obs).mode, trained.policy(obs).mode)
 
@@ -220,7 +219,7 @@ def fake_run(report, job, seed, final, mark_at=None):
         returns = np.where(steps >= mark_at, 1e6, -1e6)
         returns[-1] = final
     columns = {"global_step": steps, "return_100": returns, "seconds": steps / 100}
-    return report.Run(job, seed, columns, [final + 1.0])
+    return report.Run(job, seed, columns, [final + 1.0], {"learning_rate": 1e-3})
 
 
 def test_table(report):
