@@ -67,7 +67,7 @@ class Args:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
     num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
-    clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
+    clip_coef: float = 0.1  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -80,7 +80,7 @@ class Args:
     clip_reward: float = 10.0  # clip scaled rewards to ± this
     activation: Literal["tanh", "relu"] = "tanh"  # nonlinearity of the hidden layers
     ortho_init: bool = True  # orthogonal initial weights; off: PyTorch's default
-    log_std_init: float = -0.5  # log σ of the Gaussian policy at the start
+    log_std_init: float = -0.6  # log σ of the Gaussian policy at the start
 
     cuda: bool = True  # use the GPU when there is one
     torch_deterministic: bool = True  # only deterministic PyTorch operations

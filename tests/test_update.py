@@ -86,7 +86,7 @@ def test_metrics_are_over_the_whole_batch(script, kind):
     """Each metric is what the new policy gives on all B transitions, not on the last minibatch."""
     args, agent, optimizer, rollout = prepared(
         script, kind, norm_obs=False, norm_reward=False, norm_adv=False, learning_rate=0.01,
-        gae_lambda=0.95, update_epochs=4)
+        gae_lambda=0.95, update_epochs=4, clip_coef=0.2)
     batch = script.make_batch(agent, rollout, args)
     metrics = script.update(agent, optimizer, rollout, args)
     assert METRICS <= metrics.keys() and all(type(x) is float for x in metrics.values())
