@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import json
 import sys
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import tyro
 from rliable import library, metrics
 from scipy import stats
 
+warnings.filterwarnings("ignore", "random_state is deprecated")  # rliable's, not ours
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
