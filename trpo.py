@@ -71,7 +71,7 @@ class Args:
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
     learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
-    target_kl: float = 0.01  # δ, the KL that an update may reach
+    target_kl: float = 0.02  # δ, the KL that an update may reach; with --anneal-lr it falls, too
     cg_iters: int = 10  # iterations of the conjugate gradient method
     cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix
     line_search: bool = True  # off: take the full step, the natural policy gradient
@@ -89,7 +89,7 @@ class Args:
     clip_reward: float = 10.0  # clip scaled rewards to ± this
     activation: Literal["tanh", "relu"] = "tanh"  # nonlinearity of the hidden layers
     ortho_init: bool = True  # orthogonal initial weights; off: PyTorch's default
-    log_std_init: float = -0.5  # log σ of the Gaussian policy at the start
+    log_std_init: float = -1.0  # log σ of the Gaussian policy at the start
 
     cuda: bool = True  # use the GPU when there is one
     torch_deterministic: bool = True  # only deterministic PyTorch operations
@@ -656,6 +656,8 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()
         batch = batch._replace(advantages=centred / (centred.std() + 1e-8))
+    falling = float(optimizer.lr / args.learning_rate)  # not in the paper: δ, like α, goes to 0, or
+    args = dataclasses.replace(args, target_kl=falling * args.target_kl)  # the policy never settles
     metrics = policy_update(agent, batch, args) | critic_update(agent, optimizer, batch, args)
     agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not earlier: they are part of π_old
     return {name: float(value) for name, value in metrics.items()}

@@ -342,6 +342,7 @@ def main() -> None:
             if name == "compare":
                 (HERE / "tables/published.md").write_text(published(runs))
     if not options.parts:
+        (HERE / "tables/all.md").write_text(table(everything))
         (HERE / "tables/trials.md").write_text(table(load(options.results / "trials")))
 
 

@@ -427,6 +427,25 @@ def test_update(kind, norm_adv):
     assert metrics["grad_norm"] > 0 and metrics["policy_loss"] < metrics["policy_loss_before"]
 
 
+@KINDS
+def test_delta_falls_with_the_learning_rate(kind):
+    """At a tenth of --learning-rate the step is one for δ/10; at all of it, for δ, to the digit."""
+    kls = {}
+    for share in (1.0, 0.1):
+        args, envs, agent, obs = setup(trpo, env_id=register(Count, kind=kind, lengths=(3, 4)),
+                                       num_steps=32, cg_damping=1e-3, line_search=False)
+        rollout, _ = trpo.collect_rollout(agent, envs, obs, args)
+        optimizer, seen = trpo.make_optimizer(agent, args), []
+        optimizer.lr.fill_(share * args.learning_rate)
+        with pytest.MonkeyPatch.context() as patch:
+            search = trpo.line_search
+            patch.setattr(trpo, "line_search", lambda *x: seen.append(x[-1].target_kl) or search(*x))
+            kls[share] = trpo.update(agent, optimizer, rollout, args)["kl"]
+        assert seen == [pytest.approx(share * args.target_kl, rel=1e-6)]
+        assert share < 1 or seen == [args.target_kl]
+    assert kls[0.1] == pytest.approx(0.1 * kls[1.0], rel=0.2)
+
+
 # --------------------------------------------------------------------------------------------------
 # Relations
 # --------------------------------------------------------------------------------------------------
