@@ -601,6 +601,7 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
+        self.last_start = self.total - args.batch_size  # behind it, no iteration begins
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -626,15 +627,16 @@ class Logger:
 
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
         """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
-        than a hundredth of the run) share a row, with the last one's metrics. episodic_return and
-        episodic_length are means over the episodes that ended since the last row (empty if none
-        did), return_100 is the mean of the last 100."""
+        than a hundredth of the run) share a row, with the last one's metrics. The run's end has a
+        row. episodic_return and episodic_length are means over the episodes that ended since the
+        last row (empty if none did), return_100 is the mean of the last 100."""
         start = progress.global_step - rollout.size
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
         spacing = max(1, min(1000, self.total // 100))
-        if progress.global_step // spacing == start // spacing:
+        if (progress.global_step // spacing == start // spacing
+                and progress.global_step <= self.last_start):
             return
         sps = round(progress.global_step / progress.seconds)
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}

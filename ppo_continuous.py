@@ -67,7 +67,7 @@ class Args:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
     num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
-    clip_coef: float = 0.1  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
+    clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -80,7 +80,7 @@ class Args:
     clip_reward: float = 10.0  # clip scaled rewards to ± this
     activation: Literal["tanh", "relu"] = "tanh"  # nonlinearity of the hidden layers
     ortho_init: bool = True  # orthogonal initial weights; off: PyTorch's default
-    log_std_init: float = -0.6  # log σ of the Gaussian policy at the start
+    log_std_init: float = -0.75  # log σ of the Gaussian policy at the start
 
     cuda: bool = True  # use the GPU when there is one
     torch_deterministic: bool = True  # only deterministic PyTorch operations
@@ -633,6 +633,7 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
+        self.last_start = self.total - args.batch_size  # behind it, no iteration begins
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -658,15 +659,16 @@ class Logger:
 
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
         """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
-        than a hundredth of the run) share a row, with the last one's metrics. episodic_return and
-        episodic_length are means over the episodes that ended since the last row (empty if none
-        did), return_100 is the mean of the last 100."""
+        than a hundredth of the run) share a row, with the last one's metrics. The run's end has a
+        row. episodic_return and episodic_length are means over the episodes that ended since the
+        last row (empty if none did), return_100 is the mean of the last 100."""
         start = progress.global_step - rollout.size
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
         spacing = max(1, min(1000, self.total // 100))
-        if progress.global_step // spacing == start // spacing:
+        if (progress.global_step // spacing == start // spacing
+                and progress.global_step <= self.last_start):
             return
         sps = round(progress.global_step / progress.seconds)
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}

@@ -65,7 +65,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium environment
     seed: int = 1  # seed of networks, actions and environments
     total_timesteps: int = 1_000_000  # environment steps, all environments together
-    num_envs: int = 4  # N, environments stepped in turn
+    num_envs: int = 8  # N, environments stepped in turn
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
@@ -755,6 +755,7 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
+        self.last_start = self.total - args.batch_size  # behind it, no iteration begins
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -780,15 +781,16 @@ class Logger:
 
     def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
         """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
-        than a hundredth of the run) share a row, with the last one's metrics. episodic_return and
-        episodic_length are means over the episodes that ended since the last row (empty if none
-        did), return_100 is the mean of the last 100."""
+        than a hundredth of the run) share a row, with the last one's metrics. The run's end has a
+        row. episodic_return and episodic_length are means over the episodes that ended since the
+        last row (empty if none did), return_100 is the mean of the last 100."""
         start = progress.global_step - rollout.size
         for step, episodic_return, length in rollout.episodes:
             self.scalars(start + step, {"charts/episodic_return": episodic_return,
                                         "charts/episodic_length": length})
         spacing = max(1, min(1000, self.total // 100))
-        if progress.global_step // spacing == start // spacing:
+        if (progress.global_step // spacing == start // spacing
+                and progress.global_step <= self.last_start):
             return
         sps = round(progress.global_step / progress.seconds)
         charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}

@@ -5,7 +5,7 @@
 
 Writes tables/*.md and figures/*.png (and .pdf, for papers) beside this file. The statistic is
 the mean raw return of the last 100 training episodes: one number per run. IQM: mean of the middle
-half of the runs, with its 95 % stratified bootstrap interval (Agarwal et al. 2021, by rliable).
+half of the runs (from four runs on; of three it is the mean), with its 95 % stratified bootstrap interval (Agarwal et al. 2021, by rliable).
 """
 import csv
 import dataclasses
@@ -15,6 +15,7 @@ import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -59,7 +60,8 @@ class Run:
     @property
     def steps_to_mark(self) -> float:
         """Steps until return_100 first was at the environment's mark; infinite if never."""
-        reached = self.columns["return_100"] >= MARKS[self.experiment.env_id]
+        reached = ((self.columns["return_100"] >= MARKS[self.experiment.env_id])
+                   & (self.columns["episodes"] >= 100))
         return float(self.columns["global_step"][reached.argmax()]) if reached.any() else np.inf
 
 
@@ -86,6 +88,21 @@ def iqm(finals: np.ndarray) -> tuple[float, float, float]:
         {"": finals[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]),
         reps=RESAMPLES, random_state=np.random.RandomState(0))
     return float(points[""][0]), *map(float, intervals[""][:, 0])
+
+
+def classic(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """The tasks without a simulator to install, whatever the flags."""
+    lines = ["| script | environment | steps | seeds | last 100 episodes | worst | evaluation | "
+             "flags |", "|---|---|" + "---:|" * 5 + "---|"]
+    for job, group in runs.items():
+        if job.env_id in suites.CLASSIC:
+            finals = np.array([run.final for run in group])
+            steps = np.median([run.columns["global_step"][-1] for run in group])
+            lines.append(f"| {job.script} | {job.env_id} | {steps:,.0f} | {len(group)} | "
+                         f"{spread(finals)} | {finals.min():,.0f} | "
+                         f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
+                         f"{f'`{job.flags}`' if job.flags else 'default'} |")
+    return "\n".join(lines) + "\n"
 
 
 def spread(values: np.ndarray) -> str:
@@ -237,8 +254,8 @@ def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
             titles[suites.experiment("ppo_continuous", env_id, **changes)] = title
         titles[suites.experiment("ppo_continuous", env_id, variant="time_limits_terminate")] = (
             "time limits taken for ends")
-        titles[suites.experiment("trpo", env_id)] = "TRPO+"
-        titles[suites.experiment("trpo", env_id, **suites.BARE)] = "TRPO"
+        titles[suites.experiment("trpo", env_id)] = "TRPO"
+        titles[suites.experiment("trpo", env_id, **suites.BARE)] = "TRPO, all of these off"
     bars(runs, titles, "ablation")
 
 
@@ -249,24 +266,30 @@ def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     """Heat maps of learning rate × clip range, one per batch size; and returns against λ."""
-    grids = suites.sensitivity_grid()
-    figure, axes = plt.subplots(1, len(grids), figsize=(5.5 * len(grids), 5), sharey=True)
+    grids, sweep = suites.sensitivity_grid(), suites.lambda_sweep()
+    figure, axes = plt.subplots(1, len(grids) + 1, figsize=(5.5 * len(grids) + 6, 5))
     values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
-    shown = [values[job] for cells in grids.values() for job in cells.values() if job in values]
+    low, high = min(values.values()), max(values.values())
     for axis, (batch_size, cells) in zip(axes, grids.items()):
         rates, clips = (sorted({key[i] for key in cells}) for i in (0, 1))
         heat = np.array([[values.get(cells[rate, clip], np.nan) for rate in rates]
                          for clip in clips])
-        axis.imshow(heat, cmap="cividis", vmin=min(shown), vmax=max(shown), origin="lower")
+        axis.imshow(heat, cmap="cividis", vmin=low, vmax=high, origin="lower")
         for (row, column), value in np.ndenumerate(heat):
-            bright = value > (min(shown) + max(shown)) / 2
-            axis.text(column, row, f"{value:,.0f}", ha="center", va="center",
-                      color="black" if bright else "white")
+            if np.isfinite(value):
+                axis.text(column, row, f"{value:,.0f}", ha="center", va="center",
+                          color="black" if value > (low + high) / 2 else "white")
         axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axis.set_yticks(range(len(clips)), [f"{clip:g}" for clip in clips])
         axis.grid(False)
-        axis.set(title=f"batch {batch_size:,}", xlabel="learning rate")
-    axes[0].set_ylabel("clip range ε")
+        axis.set(title=f"batch {batch_size:,}", xlabel="learning rate", ylabel="clip range ε")
+    for value, job in sweep.items():
+        if job in runs:
+            axes[-1].plot([value] * len(runs[job]), [run.final for run in runs[job]], "o",
+                          color="black", alpha=0.5)
+    there = [value for value, job in sweep.items() if job in values]
+    axes[-1].plot(there, [values[sweep[value]] for value in there], color=COLOURS["ppo_continuous"])
+    axes[-1].set(title="λ", xlabel="λ of GAE", ylabel="return, last 100 episodes")
     figure.tight_layout()
     save(figure, "sensitivity")
 
@@ -317,13 +340,14 @@ def clip() -> None:
     save(figure, "clip")
 
 
+FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, health)}
+Part = Literal[("clip", *FIGURES)]
+
+
 @dataclass
 class Options:
-    parts: tyro.conf.Positional[tuple[str, ...]] = ()  # suites, or clip; none: all with results
+    parts: tyro.conf.Positional[tuple[Part, ...]] = ()  # none: all that there are results for
     results: Path = HERE / "results"
-
-
-FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, health)}
 
 
 def main() -> None:
@@ -342,7 +366,7 @@ def main() -> None:
             if name == "compare":
                 (HERE / "tables/published.md").write_text(published(runs))
     if not options.parts:
-        (HERE / "tables/all.md").write_text(table(everything))
+        (HERE / "tables/classic.md").write_text(classic(everything))
         (HERE / "tables/trials.md").write_text(table(load(options.results / "trials")))
 
 

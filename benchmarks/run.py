@@ -53,6 +53,20 @@ def experiment(script: str, env_id: str, variant: str = "", **settings) -> Exper
     return Experiment(script, env_id, flags(script, settings), variant)
 
 
+def settings_of(job: Experiment) -> dict:
+    """All settings of a run of this experiment: the script's defaults, changed by the flags."""
+    args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
+    return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+
+
+def is_done(path: Path, job: Experiment) -> bool:
+    """The CSV is there, and with these settings: not from a time when a default was another."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return json.loads(file.readline()[2:])["settings"] == settings_of(job)
+
+
 def flags(script: str, settings: dict) -> str:
     changed = {f.name: settings[f.name]
                for f in dataclasses.fields(importlib.import_module(script).Args)
@@ -72,7 +86,8 @@ CLASSIC = {  # environment: PPO's script, settings for all algorithms, more for 
                                         "gae_lambda": 0.98, "ent_coef": 0.01},
                        {"num_envs": 16, "num_steps": 128}),
     "Pendulum-v1": ("ppo_continuous", {"total_timesteps": 200_000, "gamma": 0.9},
-                    {"learning_rate": 1e-3}),
+                    {"learning_rate": 1e-3, "gae_lambda": 0.9, "clip_coef": 0.2,
+                     "log_std_init": -0.5}),
 }
 ENGSTROM = {  # the code-level optimisations of Engstrom et al. 2020, each switched off
     "no reward scaling": {"norm_reward": False}, "no reward clipping": {"clip_reward": 1e9},
@@ -90,7 +105,8 @@ ABLATIONS = {
 
 
 def compare() -> list[Experiment]:
-    """The five scripts on six tasks, one set of settings per task or fewer."""
+    """The five scripts on six tasks: on MuJoCo with their defaults, on the classic tasks with one γ
+    (and λ, c_e) for all; PPO alone has settings of its own on two of them."""
     found = [experiment(script, env_id, total_timesteps=1_000_000) for env_id in MUJOCO
              for script in ("reinforce", "a2c", "ppo_continuous", "trpo")]
     for env_id, (ppo, settings, ppo_settings) in CLASSIC.items():
@@ -115,15 +131,20 @@ COARSE = {"script": "ppo_continuous", "env_id": "Hopper-v4", "total_timesteps": 
 def sensitivity_grid() -> dict[int, dict[tuple[float, float], Experiment]]:
     """Batch size → (learning rate, clip range) → experiment."""
     return {8 * num_steps: {(lr, clip): experiment(**COARSE, learning_rate=lr, clip_coef=clip,
-                                                   num_steps=num_steps)
+                                                   num_steps=num_steps,
+                                                   num_minibatches=num_steps // 8)  # of 64 each
                             for lr in (1e-4, 3e-4, 1e-3) for clip in (0.1, 0.2, 0.4)}
             for num_steps in (64, 256, 1024)}
 
 
+def lambda_sweep() -> dict[float, Experiment]:
+    return {x: experiment(**COARSE, gae_lambda=x) for x in (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)}
+
+
 def sensitivity() -> list[Experiment]:
     """PPO on Hopper, 300,000 steps: learning rate × clip range × batch size, and λ."""
-    return ([job for cells in sensitivity_grid().values() for job in cells.values()]
-            + [experiment(**COARSE, gae_lambda=x) for x in (0.0, 0.5, 0.8, 0.9, 0.98, 1.0)])
+    grid = [job for cells in sensitivity_grid().values() for job in cells.values()]
+    return grid + list(lambda_sweep().values())
 
 
 def health() -> list[Experiment]:
@@ -150,16 +171,18 @@ SUITES = {suite.__name__: suite for suite in (compare, ablation, sensitivity, he
 # --------------------------------------------------------------------------------------------------
 # One run
 # --------------------------------------------------------------------------------------------------
-def execute(job: Experiment, seed: int, results: Path, runs: Path, compile: bool) -> None:
+def execute(job: Experiment, seed: int, results: Path, runs: Path, extra: list[str]) -> None:
     """Train, then thin its log into results/. RuntimeError if it did not get to its end."""
+    sys.path.insert(0, str(ROOT))  # on a cluster this function arrives without the lines above
     run_dir = runs / f"{job.name}__seed{seed}"
     run_dir.mkdir(parents=True, exist_ok=True)
     script = [str(ROOT / f"{job.script}.py")]
     if job.variant:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
-    compile = compile and hasattr(importlib.import_module(job.script).Args, "compile")
+    if not hasattr(importlib.import_module(job.script).Args, "compile"):
+        extra = [flag for flag in extra if flag != "--compile"]
     command = [sys.executable, *script, "--env-id", job.env_id, "--seed", str(seed), "--run-dir",
-               str(run_dir), *job.flags.split(), *["--compile"] * compile]
+               str(run_dir), *job.flags.split(), *extra]
     with (run_dir / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
                               env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
@@ -202,6 +225,7 @@ class Options:
     only: str = ""  # only experiments with this in their name, as --dry-run prints it
     jobs: int = os.cpu_count() or 1  # runs at once, one thread each
     compile: bool = False  # pass --compile on: worth it from about 500,000 steps
+    cuda: bool = False  # train on the GPU if there is one
     dry_run: bool = False  # print what would run
     results: Path = ROOT / "benchmarks/results"  # where the CSVs are
     runs: Path = ROOT / "runs/benchmarks"  # run directories and logs
@@ -223,19 +247,20 @@ def executor_for(options: Options):
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__.splitlines()[0])
-    options.results.mkdir(parents=True, exist_ok=True)
+    results, runs = options.results.resolve(), options.runs.resolve()
     wanted = [(job, seed) for seed in options.seeds
               for job in dict.fromkeys(SUITES[options.suite]()) if options.only in job.name]
     missing = [(job, seed) for job, seed in wanted
-               if not (options.results / f"{job.name}__seed{seed}.csv").exists()]
+               if not is_done(results / f"{job.name}__seed{seed}.csv", job)]
     if options.dry_run:
         print(*(f"{job.name}__seed{seed}" for job, seed in missing), sep="\n")
     print(f"{options.suite}: {len(wanted)} runs, {len(wanted) - len(missing)} of them done")
     if options.dry_run or not missing:
         return
+    results.mkdir(parents=True, exist_ok=True)
+    extra = ["--compile"] * options.compile + ["--no-cuda"] * (not options.cuda)
     executor, failed = executor_for(options), 0
-    futures = [executor.submit(execute, job, seed, options.results, options.runs, options.compile)
-               for job, seed in missing]
+    futures = [executor.submit(execute, job, seed, results, runs, extra) for job, seed in missing]
     try:
         with tqdm(total=len(futures), unit="run") as bar:
             while futures:

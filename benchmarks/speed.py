@@ -2,7 +2,8 @@
 
 One race per script and shape (environments × steps of a rollout): the same environment, network
 sizes, rollout, epochs and minibatches on both sides; one torch thread; on the CPU. Ours also
-normalises observations and rewards, SB3 here does not; both sides log. A machine's speed drifts, so
+normalises observations and rewards and writes its log, SB3 here does neither; the optimiser and its
+settings, which cost next to nothing to change, are each side's own. A machine's speed drifts, so
 the contestants take turns: one round runs each once, in its own process, and only medians and
 ratios over the rounds are to be trusted.
 
@@ -13,8 +14,8 @@ ratios over the rounds are to be trusted.
         --env-id HalfCheetah-v4 --num-envs 1 --num-steps 2048 --total-timesteps 20480 --no-cuda"
 
 "async" steps each environment in a process of its own; "cuda" and "cuda-compile" take part where
-there is a GPU. A peer is any command that prints "SPS: <number>", as CleanRL and LeanRL do; its
-last one counts.
+there is a GPU. A peer is any command that prints "SPS: <number>", as CleanRL does; its last one
+counts. Races that do not run keep their rows in the CSV.
 """
 import csv
 import importlib
@@ -31,6 +32,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -38,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTESTANTS = ("sb3", "eager", "compile", "async", "cuda", "cuda-compile")
 COLUMNS = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning",
            "memory")
-STEPS = 12_288  # environment steps per measurement, after as much again, or one rollout, to warm up
+STEPS = 12_288  # environment steps per measurement, after 2,048 or one rollout to warm up
 PPO = ({"update_epochs": 10, "num_minibatches": 32}, {"n_epochs": 10})
 TRPO = ({"critic_epochs": 10, "num_minibatches": 16, "cg_iters": 15},
         {"n_critic_updates": 10, "cg_max_steps": 15})
@@ -56,9 +58,9 @@ RACES = {  # name: script, environment, N, T, (our flags, SB3's)
 
 @dataclass
 class Options:
-    races: tuple[str, ...] = tuple(RACES)  # which of them to run
+    races: tuple[Literal[tuple(RACES)], ...] = tuple(RACES)  # which of them to run
     rounds: int = 5  # how often each contestant runs, in turn
-    contestants: tuple[str, ...] = CONTESTANTS  # which of them run
+    contestants: tuple[Literal[CONTESTANTS], ...] = CONTESTANTS  # which of them run
     peer: str = ""  # a command that prints "SPS: <number>"; it joins every race
     output: Path = ROOT / "benchmarks/results/speed.csv"
     worker: str = ""  # used by the script itself: the contestant to measure in this process
@@ -201,7 +203,10 @@ def main() -> None:
         return
     import torch
 
-    rows = []
+    rows, kept = [], []
+    if options.output.exists():
+        kept = [row for row in csv.DictReader(options.output.open())
+                if row["race"] not in options.races]
     for race in options.races:
         ppo, many = race.startswith("ppo"), RACES[race][2] > 1
         there = {"sb3": True, "eager": True, "compile": True, "async": ppo and many,
@@ -219,7 +224,7 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows({k: round(v, 1) if isinstance(v, float) else v
-                              for k, v in row.items()} for row in rows)
+                              for k, v in row.items()} for row in kept + rows)
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}; "
           f"raw numbers in {options.output}")
 

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+HERMITE = torch.tensor(np.array(np.polynomial.hermite_e.hermegauss(32)), dtype=torch.float32)
+
+
 def time_limits_terminate(script: ModuleType) -> None:
     """Take a time limit for a termination, as if nothing came after it."""
     gae = script.compute_gae
@@ -39,8 +42,7 @@ def squashed_gaussian(script: ModuleType) -> None:
 
         def entropy(self) -> Tensor:
             """H(π) = H(u) + Σ_i E[log(1 − tanh² u_i)], the mean by Gauss–Hermite quadrature"""
-            nodes, weights = (torch.tensor(x, dtype=torch.float32, device=self.loc.device)
-                              for x in np.polynomial.hermite_e.hermegauss(32))
+            nodes, weights = HERMITE.to(self.loc.device)
             u = self.loc[..., None] + self.log_std.exp()[..., None] * nodes
             log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 − tanh² u), stable
             return super().entropy() + (log_slope @ weights / weights.sum()).sum(-1)

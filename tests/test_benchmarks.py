@@ -71,7 +71,7 @@ def test_submitted_to_a_cluster(tmp_path):
     """The local executor of submitit goes through the same submission as Slurm's."""
     pytest.importorskip("submitit")
     done = subprocess.run(command(tmp_path, "--seeds", "1", "--cluster", "local"),
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(csvs(tmp_path)) == 2
 
@@ -81,7 +81,7 @@ def test_dry_run_writes_nothing(tmp_path):
                           capture_output=True, text=True)
     assert done.stdout.splitlines() == ["reinforce__CartPole-v1__total-timesteps_4000__seed7",
                                         "smoke: 1 runs, 0 of them done"]
-    assert not (tmp_path / "runs").exists() and not csvs(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_thinned_run_keeps_its_last_row(tmp_path):
@@ -115,6 +115,28 @@ def test_names_of_experiments():
     assert job.flags == "--gamma 0.9 --cg-iters 3 --no-norm-obs"
     assert run.experiment("ppo_continuous", "X-v1", variant="beta").name == (
         "ppo_continuous+beta__X-v1__default")
+
+
+def test_a_result_of_other_defaults_is_not_done(tmp_path):
+    """A CSV whose header has other settings than the experiment's is run again."""
+    job, path = run.experiment("a2c", "CartPole-v1", gamma=0.9), tmp_path / "x.csv"
+    assert not run.is_done(path, job)
+    settings = run.settings_of(job)
+    assert settings["gamma"] == 0.9 and settings["num_envs"] == 8 and "seed" not in settings
+    path.write_text("# " + json.dumps({"settings": settings}) + "\n")
+    assert run.is_done(path, job)
+    path.write_text("# " + json.dumps({"settings": settings | {"num_envs": 4}}) + "\n")
+    assert not run.is_done(path, job)
+
+
+def test_settings_of_the_suites_exist():
+    """No name is misspelt (a script leaves out what it does not have), no ablation does nothing."""
+    known = {name for job in run.compare() for name in run.settings_of(job)}
+    changes = [settings for _, *both in run.CLASSIC.values() for settings in both]
+    changes += [*run.ABLATIONS.values(), run.BARE, run.COARSE]
+    assert {name for settings in changes for name in settings} <= known | {"script", "env_id"}
+    jobs = [run.experiment("ppo_continuous", "Hopper-v4", **c) for c in run.ABLATIONS.values()]
+    assert len(set(jobs)) == len(run.ABLATIONS)
 
 
 @pytest.mark.parametrize("suite", run.SUITES)
@@ -218,7 +240,7 @@ def fake_run(report, job, seed, final, mark_at=None):
     if mark_at is not None:
         returns = np.where(steps >= mark_at, 1e6, -1e6)
         returns[-1] = final
-    columns = {"global_step": steps, "return_100": returns, "seconds": steps / 100}
+    columns = {"episodes": steps, "global_step": steps, "return_100": returns, "seconds": steps / 100}
     return report.Run(job, seed, columns, [final + 1.0], {"learning_rate": 1e-3})
 
 
@@ -241,7 +263,7 @@ def test_published_numbers_have_a_run_beside_them(report):
 
 
 def test_figures(report, tmp_path, monkeypatch):
-    """Every figure is drawn from CSVs; none is drawn from nothing."""
+    """Every suite's figure is drawn from runs of it."""
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESAMPLES", 20)
     for name, figure in report.FIGURES.items():
@@ -257,9 +279,21 @@ def test_figures(report, tmp_path, monkeypatch):
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
-def test_committed_results_load(report):
-    """Each CSV's name says what is in it."""
-    for job, runs in report.load(ROOT / "benchmarks/results").items():
+def test_committed_results(report):
+    """Each CSV's name says what is in it, and today's defaults gave it."""
+    everything = report.load(ROOT / "benchmarks/results")
+    assert len(everything) >= 8
+    for job, runs in everything.items():
         for one in runs:
-            assert (ROOT / "benchmarks/results" / f"{job.name}__seed{one.seed}.csv").exists()
+            path = ROOT / "benchmarks/results" / f"{job.name}__seed{one.seed}.csv"
+            assert run.is_done(path, job), f"{path.name}: not the settings that its name says"
             assert np.isfinite(one.final) and len(one.evaluation) >= 10
+
+
+@pytest.mark.parametrize("name", ["published", "classic"])
+def test_tables_of_the_readme(report, name):
+    """The README's tables are those that report.py makes from the committed CSVs."""
+    everything = report.load(ROOT / "benchmarks/results")
+    runs = {job: everything[job] for job in run.compare() if job in everything}
+    made = report.published(runs) if name == "published" else report.classic(everything)
+    assert made.strip() in (ROOT / "README.md").read_text()

@@ -426,8 +426,9 @@ def test_gpu(script, kind, tmp_path):
 @each(SCRIPTS)
 def test_short_iterations_share_a_row(script, tmp_path):
     """Of 1,600 steps a row stands for 16: two iterations of 8, the last one's metrics, the mean of
-    both's episodes. Those in no row yet are in the checkpoint."""
-    args = script.Args(total_timesteps=1_600)
+    both's episodes. Those in no row yet are in the checkpoint. The end of the run has a row."""
+    sizes = {"num_steps": 2} if hasattr(script.Args, "num_steps") else {}
+    args = script.Args(total_timesteps=1_600, num_envs=4, **sizes)
     progress = script.Progress()
     with contextlib.closing(script.Logger(args, tmp_path, progress)) as logger:
         for i in range(5):
@@ -441,3 +442,11 @@ def test_short_iterations_share_a_row(script, tmp_path):
     assert [row["policy_loss"] for row in table] == ["1.0", "3.0"]
     assert [row["episodes"] for row in table] == ["2", "4"]
     assert dataclasses.asdict(progress)["since_row"] == [(8, 4.0, 40)]
+    progress.global_step = 1_600 - args.batch_size  # one more iteration fits, and then none
+    with contextlib.closing(script.Logger(args, tmp_path, progress)) as logger:
+        for step in (progress.global_step // 16 * 16 + 8, 1_600 - args.batch_size + 1):
+            progress.global_step = step
+            rollout = types.SimpleNamespace(size=1, episodes=[])
+            logger.log(progress, rollout, {"policy_loss": 0.0, "learning_rate": 1.0})
+    last = list(csv.DictReader((tmp_path / "progress.csv").open()))[-1]
+    assert int(last["global_step"]) == 1_600 - args.batch_size + 1
