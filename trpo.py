@@ -656,9 +656,10 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()
         batch = batch._replace(advantages=centred / (centred.std() + 1e-8))
-    falling = float(optimizer.lr / args.learning_rate)  # not in the paper: δ, like α, goes to 0, or
-    args = dataclasses.replace(args, target_kl=falling * args.target_kl)  # the policy never settles
-    metrics = policy_update(agent, batch, args) | critic_update(agent, optimizer, batch, args)
+    # not in the paper: δ falls with the learning rate, or the policy would never settle
+    delta = args.target_kl * float(optimizer.lr / args.learning_rate)
+    metrics = policy_update(agent, batch, dataclasses.replace(args, target_kl=delta))
+    metrics |= critic_update(agent, optimizer, batch, args)
     agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not earlier: they are part of π_old
     return {name: float(value) for name, value in metrics.items()}
 

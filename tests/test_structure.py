@@ -5,6 +5,7 @@ import difflib
 import inspect
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,16 @@ def test_budget_of_the_difference(a, b):
     """The diff between neighbours stays small enough to be the lecture."""
     lines = [x for x in difference(TEXT[a], TEXT[b], a, b)[2:] if x[0] in "+-"]
     assert len(lines) <= BUDGET[a, b]
+
+
+@pytest.mark.skipif(not shutil.which("diff"), reason="needs the command diff")
+def test_sizes_of_the_diffs_in_the_readme():
+    """The README's "diff a b  # n lines" are true."""
+    said = re.findall(r"^diff (\S+) (\S+) +# (\d+) lines", (ROOT / "README.md").read_text(), re.M)
+    assert len(said) == 4
+    for a, b, lines in said:
+        out = subprocess.run(["diff", a, b], cwd=ROOT, capture_output=True, text=True).stdout
+        assert len(re.findall("^[<>]", out, re.M)) == int(lines), f"diff {a} {b}"
 
 
 @pytest.mark.parametrize("name", NAMES)
