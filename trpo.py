@@ -610,7 +610,7 @@ class Adam(nn.Module):
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:
-    """The critic's; --learning-rate and --max-grad-norm concern it alone."""
+    """The critic's: --learning-rate and --max-grad-norm are; --anneal-lr lets δ fall, too."""
     return Adam(list(agent.critic.parameters()), args.learning_rate)
 
 
