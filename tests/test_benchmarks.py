@@ -36,7 +36,8 @@ def test_a_suite_interrupted_and_resumed(tmp_path):
     """Ctrl-C after the first of four runs; the same command does the rest, and only the rest."""
     process = subprocess.Popen(command(tmp_path, "--seeds", "1", "2", "--jobs", "1"),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
+                               start_new_session=True,  # and Ctrl-C works, also under nohup and &
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while not csvs(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
