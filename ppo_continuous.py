@@ -61,18 +61,18 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps, all environments together
     num_envs: int = 8  # N, environments stepped in turn
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
-    gamma: float = 0.99  # γ, discount factor
+    gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
     learning_rate: float = 3e-4  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
-    num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
+    num_minibatches: int = 16  # minibatches per pass; each holds M = B / this transitions
     clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
     vf_coef: float = 0.5  # c_v, weight of the value loss
-    max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
+    max_grad_norm: float = 0.0  # scale the gradient down to this norm; 0: leave it
     target_kl: float | None = None  # end the update at a minibatch with a larger KL; None: do not
     norm_obs: bool = True  # standardise observations by running statistics
     clip_obs: float = 10.0  # clip standardised observations to ± this
@@ -203,10 +203,10 @@ class RunningStats(nn.Module):
             mean ← mean + w Δ,   var ← (1−w) var + w var_new + w(1−w) Δ²,   Δ = mean_new − mean
         """
         var, mean = torch.var_mean(batch.to(self.mean.device, torch.float64), 0, correction=0)
-        self.count += len(batch)
+        self.count.add_(len(batch))
         share, delta = len(batch) / float(self.count), mean - self.mean
-        self.mean += share * delta
-        self.var += share * (var - self.var + (1 - share) * delta.square())
+        self.mean.add_(share * delta)
+        self.var.add_(share * (var - self.var + (1 - share) * delta.square()))
         self.std.copy_((self.var + 1e-8).sqrt())
 
 
@@ -304,10 +304,11 @@ class Agent(nn.Module):
         """
         if not self.args.norm_reward:
             return rewards
-        discounted = []
+        discounted, running_return = [], self.running_return
         for reward, goes_on in zip(rewards, ~done):  # (N,) each, t = 0 … T−1
-            discounted.append(self.args.gamma * self.running_return + reward)
-            self.running_return = discounted[-1] * goes_on
+            discounted.append(self.args.gamma * running_return + reward)
+            running_return = discounted[-1] * goes_on
+        self.running_return = running_return
         self.return_stats.update(torch.cat(discounted))
         scaled = rewards / self.return_stats.std.cpu()
         return scaled.clamp(-self.args.clip_reward, self.args.clip_reward)
@@ -500,11 +501,11 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
-        self.k += 1
+        self.k.add_(1)
         self.m.lerp_(gradient, 1 - 0.9)
         self.v.lerp_(gradient.square(), 1 - 0.999)
         m_hat, v_hat = self.m / (1 - 0.9**self.k), self.v / (1 - 0.999**self.k)
-        self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
+        self.theta.sub_(self.lr * m_hat / (v_hat.sqrt() + 1e-5))
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:

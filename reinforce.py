@@ -197,10 +197,10 @@ class RunningStats(nn.Module):
             mean ← mean + w Δ,   var ← (1−w) var + w var_new + w(1−w) Δ²,   Δ = mean_new − mean
         """
         var, mean = torch.var_mean(batch.to(self.mean.device, torch.float64), 0, correction=0)
-        self.count += len(batch)
+        self.count.add_(len(batch))
         share, delta = len(batch) / float(self.count), mean - self.mean
-        self.mean += share * delta
-        self.var += share * (var - self.var + (1 - share) * delta.square())
+        self.mean.add_(share * delta)
+        self.var.add_(share * (var - self.var + (1 - share) * delta.square()))
         self.std.copy_((self.var + 1e-8).sqrt())
 
 
@@ -333,10 +333,11 @@ class Agent(nn.Module):
         """
         if not self.args.norm_reward:
             return rewards
-        discounted = []
+        discounted, running_return = [], self.running_return
         for reward, goes_on in zip(rewards, ~done):  # (N,) each, t = 0 … T−1
-            discounted.append(self.args.gamma * self.running_return + reward)
-            self.running_return = discounted[-1] * goes_on
+            discounted.append(self.args.gamma * running_return + reward)
+            running_return = discounted[-1] * goes_on
+        self.running_return = running_return
         self.return_stats.update(torch.cat(discounted))
         scaled = rewards / self.return_stats.std.cpu()
         return scaled.clamp(-self.args.clip_reward, self.args.clip_reward)
@@ -542,11 +543,11 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
-        self.k += 1
+        self.k.add_(1)
         self.m.lerp_(gradient, 1 - 0.9)
         self.v.lerp_(gradient.square(), 1 - 0.999)
         m_hat, v_hat = self.m / (1 - 0.9**self.k), self.v / (1 - 0.999**self.k)
-        self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
+        self.theta.sub_(self.lr * m_hat / (v_hat.sqrt() + 1e-5))
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:
