@@ -603,11 +603,11 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
-        self.k.add_(1)
+        self.k += 1
         self.m.lerp_(gradient, 1 - 0.9)
         self.v.lerp_(gradient.square(), 1 - 0.999)
         m_hat, v_hat = self.m / (1 - 0.9**self.k), self.v / (1 - 0.999**self.k)
-        self.theta.sub_(self.lr * m_hat / (v_hat.sqrt() + 1e-5))
+        self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:

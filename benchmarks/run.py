@@ -94,11 +94,12 @@ ENGSTROM = {  # the code-level optimisations of Engstrom et al. 2020, each switc
     "no observation normalisation": {"norm_obs": False},
     "no observation clipping": {"clip_obs": 1e9}, "no orthogonal initialisation":
     {"ortho_init": False}, "no annealing": {"anneal_lr": False}, "ReLU": {"activation": "relu"},
-    "no gradient clipping": {"max_grad_norm": 0.0},
 }
-BARE = {name: value for changes in ENGSTROM.values() for name, value in changes.items()}
+BARE = {name: value for changes in (*ENGSTROM.values(), {"max_grad_norm": 0.0})
+        for name, value in changes.items()}
 ABLATIONS = {
-    "PPO": {}, **ENGSTROM, "value clipping": {"clip_vloss": True},  # (ours has none by default)
+    "PPO": {}, **ENGSTROM, "value clipping": {"clip_vloss": True},  # two that ours does without
+    "gradient clipping": {"max_grad_norm": 0.5}, "γ = 0.99": {"gamma": 0.99},
     "no advantage standardisation": {"norm_adv": False}, "PPO-M": BARE,
     "no ratio clipping": {"clip_coef": 1e9},
 }
