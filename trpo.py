@@ -67,7 +67,7 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps, all environments together
     num_envs: int = 8  # N, environments stepped in turn
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
-    gamma: float = 0.99  # γ, discount factor
+    gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
     learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
