@@ -71,7 +71,7 @@ class Args:
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
     vf_coef: float = 0.5  # c_v, weight of the value loss
-    max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
+    max_grad_norm: float = 0.0  # scale the gradient down to this norm; 0: leave it
     norm_obs: bool = True  # standardise observations by running statistics
     clip_obs: float = 10.0  # clip standardised observations to ± this
     norm_reward: bool = True  # divide rewards by the running std of the discounted return
