@@ -58,6 +58,12 @@ class Run:
         return float(self.columns["return_100"][-1])
 
     @property
+    def length(self) -> float:
+        """Mean length of the episodes that ended in the last tenth of the run."""
+        steps = self.columns["global_step"]
+        return float(np.nanmean(self.columns["episodic_length"][steps > 0.9 * steps[-1]]))
+
+    @property
     def steps_to_mark(self) -> float:
         """Steps until return_100 first was at the environment's mark; infinite if never."""
         reached = ((self.columns["return_100"] >= MARKS[self.experiment.env_id])
@@ -294,6 +300,23 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     save(figure, "sensitivity")
 
 
+def discount(runs: dict[suites.Experiment, list[Run]]) -> None:
+    """The return against γ, and how long episodes last: one point per run."""
+    panels = {"return, last 100 episodes": lambda run: run.final,
+              "steps per episode, last tenth": lambda run: run.length}
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    sweep = {gamma: runs[job] for gamma, job in suites.discount_sweep().items() if job in runs}
+    for axis, (title, statistic) in zip(axes, panels.items()):
+        points = [[statistic(run) for run in group] for group in sweep.values()]
+        for x, column in enumerate(points):
+            axis.plot([x] * len(column), column, "o", color="black", alpha=0.5)
+        axis.plot([np.mean(column) for column in points], color=COLOURS["ppo_continuous"])
+        axis.set_xticks(range(len(sweep)), [f"{gamma:g}" for gamma in sweep])
+        axis.set(title=title, xlabel="γ")
+    figure.tight_layout()
+    save(figure, "discount")
+
+
 def health(runs: dict[suites.Experiment, list[Run]]) -> None:
     """KL, clip fraction and return over training at three learning rates."""
     panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction",
@@ -340,7 +363,7 @@ def clip() -> None:
     save(figure, "clip")
 
 
-FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, health)}
+FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health)}
 Part = Literal[("clip", *FIGURES)]
 
 

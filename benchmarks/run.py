@@ -133,7 +133,7 @@ def sensitivity_grid() -> dict[int, dict[tuple[float, float], Experiment]]:
     """Batch size → (learning rate, clip range) → experiment."""
     return {8 * num_steps: {(lr, clip): experiment(**COARSE, learning_rate=lr, clip_coef=clip,
                                                    num_steps=num_steps,
-                                                   num_minibatches=num_steps // 8)  # of 64 each
+                                                   num_minibatches=num_steps // 16)  # M = 128
                             for lr in (1e-4, 3e-4, 1e-3) for clip in (0.1, 0.2, 0.4)}
             for num_steps in (64, 256, 1024)}
 
@@ -146,6 +146,16 @@ def sensitivity() -> list[Experiment]:
     """PPO on Hopper, 300,000 steps: learning rate × clip range × batch size, and λ."""
     grid = [job for cells in sensitivity_grid().values() for job in cells.values()]
     return grid + list(lambda_sweep().values())
+
+
+def discount_sweep() -> dict[float, Experiment]:
+    return {gamma: experiment("ppo_continuous", "Hopper-v4", gamma=gamma)
+            for gamma in (0.98, 0.985, 0.99, 0.993, 0.995, 0.998)}
+
+
+def discount() -> list[Experiment]:
+    """PPO on Hopper with six γ: how far ahead must a policy look to mind a fall?"""
+    return list(discount_sweep().values())
 
 
 def health() -> list[Experiment]:
@@ -165,8 +175,8 @@ def smoke() -> list[Experiment]:
             experiment("a2c", "CartPole-v1", total_timesteps=4_096)]
 
 
-SUITES = {suite.__name__: suite for suite in (compare, ablation, sensitivity, health, actions,
-                                              smoke)}
+SUITES = {suite.__name__: suite for suite in (compare, ablation, sensitivity, discount,
+                                              health, actions, smoke)}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -272,11 +272,13 @@ def test_figures(report, tmp_path, monkeypatch):
                 for job in run.SUITES[name]()}
         for group in runs.values():
             for one in group:
-                one.columns |= {"approx_kl": np.full(10, 0.01), "clipfrac": np.full(10, 0.1)}
+                one.columns |= {"approx_kl": np.full(10, 0.01), "clipfrac": np.full(10, 0.1),
+                                "episodic_length": np.full(10, 700.0)}
         figure(runs)
     report.clip()
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "health", "clip")
+    names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "discount",
+             "health", "clip")
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
