@@ -574,7 +574,7 @@ def diagnostics(agent: Agent, batch: Batch, grad_norms: list[Tensor], args: Args
     """Over the whole batch, after the last step; explained variance: of the values before it.
 
     Healthy: approx_kl < 0.05, clipfrac 0.1–0.3, explained_variance rising towards 1 (0 is as good
-    as predicting a constant), grad_norm (mean over the steps, before clipping) 0.1–10.
+    as predicting a constant), grad_norm (mean over the steps, before clipping) 0.1–20.
     """
     policy = agent.policy(batch.obs)
     logprobs = policy.log_prob(batch.actions)

@@ -41,10 +41,10 @@ CONTESTANTS = ("sb3", "eager", "compile", "async", "cuda", "cuda-compile")
 COLUMNS = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning",
            "memory")
 STEPS = 12_288  # environment steps per measurement, after 2,048 or one rollout to warm up
-PPO = ({"update_epochs": 10, "num_minibatches": 32}, {"n_epochs": 10})
+PPO = ({"update_epochs": 10, "num_minibatches": 32, "max_grad_norm": 0.5}, {"n_epochs": 10})
 TRPO = ({"critic_epochs": 10, "num_minibatches": 16, "cg_iters": 15},
         {"n_critic_updates": 10, "cg_max_steps": 15})
-A2C = ({"gae_lambda": 1.0, "norm_adv": False}, {})
+A2C = ({"gae_lambda": 1.0, "norm_adv": False, "max_grad_norm": 0.5}, {})
 RACES = {  # name: script, environment, N, T, (our flags, SB3's)
     "ppo-1x2048": ("ppo_continuous", "HalfCheetah-v4", 1, 2048, PPO),
     "ppo-4x512": ("ppo_continuous", "HalfCheetah-v4", 4, 512, PPO),
