@@ -59,9 +59,10 @@ class Run:
 
     @property
     def length(self) -> float:
-        """Mean length of the episodes that ended in the last tenth of the run."""
-        steps = self.columns["global_step"]
-        return float(np.nanmean(self.columns["episodic_length"][steps > 0.9 * steps[-1]]))
+        """Mean length of episodes: mean over the rows of the run's last tenth."""
+        late = self.columns["global_step"] > 0.9 * self.columns["global_step"][-1]
+        lengths = self.columns["episodic_length"][late]
+        return float(lengths[np.isfinite(lengths)].mean()) if np.isfinite(lengths).any() else np.nan
 
     @property
     def steps_to_mark(self) -> float:
