@@ -181,7 +181,8 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
 
 
-def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str, colour: str) -> None:
+def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | None,
+          colour: str) -> None:
     """Mean over seeds at common values of x, and its 95 % interval (Student's t)."""
     ends = [run.columns[x][-1] for run in group]
     grid = np.linspace(0, min(ends), 201)[1:]
@@ -319,7 +320,7 @@ def discount(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 
 def health(runs: dict[suites.Experiment, list[Run]]) -> None:
-    """KL, clip fraction and return over training at three learning rates."""
+    """KL, clip fraction and return over training at three learning rates, a line per run."""
     panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction",
               "return_100": "return, last 100 episodes"}
     figure, axes = plt.subplots(1, 3, figsize=(18, 5))
@@ -329,8 +330,10 @@ def health(runs: dict[suites.Experiment, list[Run]]) -> None:
         if job not in runs:
             continue
         for axis, (column, text) in zip(axes, panels.items()):
-            label = f"{title}: {runs[job][0].settings['learning_rate']:g}"
-            curve(axis, runs[job], column, "global_step", label, colour)
+            for run in runs[job]:
+                first = run is runs[job][0]
+                label = f"{title}: {run.settings['learning_rate']:g}" if first else None
+                curve(axis, [run], column, "global_step", label, colour)
             axis.set(title=text, xlabel="environment steps")
             axis.xaxis.set_major_formatter(thousands)
     axes[0].set_yscale("log")
