@@ -15,7 +15,7 @@ SIZES = {  # one-step episodes; a2c and reinforce take one gradient step per ite
 CARTPOLE = {
     "reinforce": ({"learning_rate": 3e-3, "episodes_per_update": 8, "baseline": "mean",
                    "total_timesteps": 131072}, 200, 200),
-    "a2c": ({"learning_rate": 3e-3, "num_steps": 8}, 400, 450),
+    "a2c": ({"learning_rate": 3e-3, "num_steps": 8, "max_grad_norm": 0.5}, 400, 450),
     "ppo_discrete": ({"num_steps": 128, "num_minibatches": 8, "update_epochs": 8}, 400, 450),
     "trpo": ({"num_steps": 128, "num_minibatches": 8, "critic_epochs": 5}, 400, 450)}
 PENDULUM = {
