@@ -171,6 +171,28 @@ def published(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n" + SOURCES
 
 
+ENGSTROM = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2
+    "PPO": "PPO 2,513, 3,292", "PPO-M": "PPO-M 2,142, 2,735",
+    "no ratio clipping": "PPO without clipping 2,371, 2,867",
+    "TRPO": "TRPO+ 2,466, 3,050", "TRPO, all of these off": "TRPO 2,043, 2,791",
+}
+
+
+def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """The ablation, one row per change, with the means of Engstrom et al. 2020 beside it."""
+    cells = defaultdict(dict)
+    for job, title in ablation_titles().items():
+        if job in runs:
+            finals = np.array([run.final for run in runs[job]])
+            cells[title][job.env_id] = f"{spread(finals)} ({len(finals)})"
+    tasks = ("Hopper-v4", "Walker2d-v4")
+    lines = ["| | " + " | ".join(tasks) + " | Engstrom et al. 2020, -v2 |", "|---|---:|---:|---|"]
+    for title, row in cells.items():
+        ours = " | ".join(row.get(env_id, "–") for env_id in tasks)
+        lines.append(f"| {title} | {ours} | {ENGSTROM.get(title, '')} |")
+    return "\n".join(lines) + "\n"
+
+
 # --------------------------------------------------------------------------------------------------
 # Figures
 # --------------------------------------------------------------------------------------------------
@@ -255,16 +277,20 @@ def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experimen
     save(figure, name)
 
 
-def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
+def ablation_titles() -> dict[suites.Experiment, str]:
     titles = {}
-    for env_id in dict.fromkeys(job.env_id for job in runs):
+    for env_id in dict.fromkeys(job.env_id for job in suites.ablation()):
         for title, changes in suites.ABLATIONS.items():
             titles[suites.experiment("ppo_continuous", env_id, **changes)] = title
         titles[suites.experiment("ppo_continuous", env_id, variant="time_limits_terminate")] = (
             "time limits taken for ends")
         titles[suites.experiment("trpo", env_id)] = "TRPO"
         titles[suites.experiment("trpo", env_id, **suites.BARE)] = "TRPO, all of these off"
-    bars(runs, titles, "ablation")
+    return titles
+
+
+def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
+    bars(runs, ablation_titles(), "ablation")
 
 
 def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
@@ -392,6 +418,8 @@ def main() -> None:
             figure(runs)
             if name == "compare":
                 (HERE / "tables/published.md").write_text(published(runs))
+            if name == "ablation":
+                (HERE / "tables/engstrom.md").write_text(engstrom(runs))
     if not options.parts:
         (HERE / "tables/classic.md").write_text(classic(everything))
         (HERE / "tables/trials.md").write_text(table(load(options.results / "trials")))

@@ -263,6 +263,15 @@ def test_published_numbers_have_a_run_beside_them(report):
     assert "| Hopper-v4 | TRPO | 7 | 8 | 1 | 3,372 ± 215 S; 2,043 E |" in lines
 
 
+def test_ablation_table(report):
+    """One row per change; Engstrom's five agents are among them, each beside its own name."""
+    runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.ablation()}
+    lines = report.engstrom(runs).splitlines()[2:]
+    assert len(lines) == len(run.ABLATIONS) + 3 and all("| 7 (1) | 7 (1) |" in line for line in lines)
+    assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM) == 5
+    assert "| TRPO, all of these off | 7 (1) | 7 (1) | TRPO 2,043, 2,791 |" in lines
+
+
 def test_figures(report, tmp_path, monkeypatch):
     """Every suite's figure is drawn from runs of it."""
     monkeypatch.setattr(report, "HERE", tmp_path)
