@@ -63,7 +63,7 @@ class Args:
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
-    learning_rate: float = 3e-4  # Adam's step size
+    learning_rate: float = 3e-4  # α, the optimiser's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
     num_minibatches: int = 16  # minibatches per pass; each holds M = B / this transitions
@@ -551,7 +551,7 @@ def cuda_graph(step, idx: Tensor):
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """K epochs of minibatch steps on one rollout; returns its metrics."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent.to() came too late"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()

@@ -68,7 +68,7 @@ class Args:
     gamma: float = 0.99  # γ, discount factor
     reward_to_go: bool = True  # weigh an action by what came after it; off: by the whole return
     baseline: Literal["none", "mean", "value", "group"] = "value"  # what returns are compared with
-    learning_rate: float = 3e-3  # Adam's step size
+    learning_rate: float = 3e-3  # α, the optimiser's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -577,7 +577,7 @@ def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> li
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """One gradient step on one rollout; returns its metrics. value_loss and explained_variance say
     something with --baseline value only: otherwise the critic does not learn."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent.to() came too late"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv and args.baseline != "group":  # (centring is a baseline, too)
         centred = batch.advantages - batch.advantages.mean()

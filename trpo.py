@@ -69,7 +69,7 @@ class Args:
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
-    learning_rate: float = 1e-3  # Adam's step size
+    learning_rate: float = 1e-3  # α, the optimiser's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     target_kl: float = 0.02  # δ, the KL that an update may reach; with --anneal-lr it falls, too
     cg_iters: int = 10  # iterations of the conjugate gradient method
@@ -652,7 +652,7 @@ def cuda_graph(step, idx: Tensor):
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """One step of the policy within the trust region, then the critic's fit; returns metrics."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent.to() came too late"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()

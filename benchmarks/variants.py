@@ -24,6 +24,11 @@ def time_limits_terminate(script: ModuleType) -> None:
         rewards, values, next_values, done, done, *rest)
 
 
+def adam(script: ModuleType) -> None:
+    """Adam, as in the other scripts, in place of A2C's RMSprop."""
+    script.RMSprop = importlib.import_module("ppo_discrete").Adam
+
+
 def squashed_gaussian(script: ModuleType) -> None:
     """a = tanh(u), u Gaussian: inside the bounds without clipping, as in SAC (arXiv 1801.01290)."""
 
@@ -89,7 +94,7 @@ def beta(script: ModuleType) -> None:
     script.Agent = BetaAgent
 
 
-VARIANTS = {f.__name__: f for f in (time_limits_terminate, squashed_gaussian, beta)}
+VARIANTS = {f.__name__: f for f in (time_limits_terminate, adam, squashed_gaussian, beta)}
 
 
 def main() -> None:

@@ -196,6 +196,22 @@ def test_one_step_per_update(kind, monkeypatch):
         assert optimizer.k == k == len(seen) and len(seen[-1].obs) == 32
 
 
+@pytest.mark.parametrize("rate", [1e-3, 0.1])
+def test_rmsprop_is_adam_without_momentum(rate):
+    """Ten steps on random gradients, with a learning rate that changes: PyTorch's Adam, β₁ = 0."""
+    args, agent, _ = prepared("continuous", learning_rate=rate)
+    optimizer = a2c.make_optimizer(agent, args)
+    theta = torch.nn.Parameter(optimizer.theta.clone())
+    theirs = torch.optim.Adam([theta], lr=rate, betas=(0.0, 0.99), eps=1e-5)
+    for k in range(10):
+        theta.grad = torch.randn_like(theta) * 10.0 ** -(k % 4)
+        theirs.param_groups[0]["lr"] = rate / (k + 1)
+        optimizer.lr.fill_(rate / (k + 1))
+        theirs.step()
+        optimizer.step(theta.grad)
+    torch.testing.assert_close(optimizer.theta, theta.detach(), rtol=1e-5, atol=1e-6)
+
+
 @KINDS
 def test_metrics(kind):
     """Losses, entropy and norm are those of the whole batch, before the step."""

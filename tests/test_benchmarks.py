@@ -156,14 +156,14 @@ def test_flags_of_every_suite_are_accepted(suite):
 # variants.py
 # --------------------------------------------------------------------------------------------------
 @pytest.fixture
-def script():
-    """A copy of ppo_continuous.py that may be changed."""
-    spec = importlib.util.spec_from_file_location("varied", ROOT / "ppo_continuous.py")
+def script(request, monkeypatch):
+    """A copy of a script, ppo_continuous.py if none is named, that may be changed."""
+    name = getattr(request, "param", "ppo_continuous")
+    spec = importlib.util.spec_from_file_location("varied", ROOT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["varied"] = module
+    monkeypatch.setitem(sys.modules, "varied", module)
     spec.loader.exec_module(module)
-    yield module
-    del sys.modules["varied"]
+    return module
 
 
 def test_time_limits_terminate(script):
@@ -174,6 +174,19 @@ def test_time_limits_terminate(script):
     assert script.compute_gae(*arguments).flatten().tolist() == pytest.approx([5.5, 5.5])
     variants.time_limits_terminate(script)
     assert script.compute_gae(*arguments).flatten().tolist() == pytest.approx([1.0, 5.5])
+
+
+@pytest.mark.parametrize("script", ["a2c"], indirect=True)
+def test_adam(script):
+    """Two steps of 1 along the same gradient, then one of 0: momentum goes on, RMSprop stops."""
+    args = script.Args(env_id="Pendulum-v1", num_envs=1, learning_rate=1.0)
+    for goes_on in (False, True):
+        optimizer = script.make_optimizer(script.Agent(script.make_envs(args), args), args)
+        for gradient in (1.0, 1.0, 0.0):
+            before = optimizer.theta.clone()
+            optimizer.step(gradient * torch.ones_like(before))
+        assert bool((optimizer.theta != before).all()) == goes_on
+        variants.adam(script)
 
 
 @pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
@@ -201,7 +214,7 @@ def test_bounded_distributions(script, variant):
         assert policy.mode.item() == pytest.approx(math.tanh(0.4))
 
 
-@pytest.mark.parametrize("variant", variants.VARIANTS)
+@pytest.mark.parametrize("variant", ["time_limits_terminate", "squashed_gaussian", "beta"])
 def test_variants_train(script, variant, tmp_path):
     """The first ratio is 1, and two iterations change the policy; its checkpoint restores."""
     variants.VARIANTS[variant](script)
