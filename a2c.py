@@ -11,12 +11,13 @@ instead of at the end of the episode: was what it led to better than V(s) promis
 
 What differs from reinforce.py: V(s) is no longer a baseline only. It stands for the rest of the
 return (bootstrapping), so a critic replaces waiting for the end: a rollout has T steps, wherever
-the episodes end.
+the episodes end. (And Adam has no momentum here: 7. make_optimizer.)
 
 [A3C] Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv 1602.01783;
       A2C is its synchronous form: all environments step together
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
 [IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
+[ADAM] Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv 1412.6980
 
 Run it: python a2c.py --env-id CartPole-v1
 """
@@ -65,7 +66,7 @@ class Args:
     num_steps: int = 16  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
-    learning_rate: float = 1e-3  # α, the optimiser's step size
+    learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -485,23 +486,24 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 # ==================================================================================================
 # 7. Update    [specific]
 # ==================================================================================================
-class RMSprop(nn.Module):
-    """RMSprop on θ, one vector that holds the parameters: the layers' weights become views of it.
+class Adam(nn.Module):
+    """Adam on θ, one vector that holds the parameters: the layers' weights become views of it.
 
-        v ← βv + (1−β)g²,   θ ← θ − α g / (√v̂ + ε)    [A3C §4]
+        m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
-    v̂ is v divided by 1 − βᵏ, since v starts at 0. Adam without momentum, so that no gradient
-    outlives the policy that it was taken at. On one vector that is a handful
+    m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector that is a handful
     of operations, which compile into one function, or record into one CUDA graph, together with
     the gradient. ε = 1e-5, not the usual 1e-8, is folklore.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], learning_rate: float):
+    def __init__(self, parameters: list[nn.Parameter], learning_rate: float,
+                 betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__()
-        self.views = parameters
+        self.views, self.betas = parameters, betas
         self.theta = torch.cat([p.detach().flatten() for p in parameters])
         for p, view in zip(parameters, self.theta.split([p.numel() for p in parameters])):
             p.data = view.view_as(p)
+        self.register_buffer("m", torch.zeros_like(self.theta))
         self.register_buffer("v", torch.zeros_like(self.theta))
         self.register_buffer("k", torch.zeros((), dtype=torch.float64, device=self.theta.device))
         self.register_buffer("lr", torch.tensor(learning_rate, device=self.theta.device))
@@ -512,17 +514,20 @@ class RMSprop(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
+        beta1, beta2 = self.betas
         self.k += 1
-        self.v.lerp_(gradient.square(), 1 - 0.99)
-        v_hat = self.v / (1 - 0.99**self.k)
-        self.theta -= self.lr * gradient / (v_hat.sqrt() + 1e-5)
+        self.m.lerp_(gradient, 1 - beta1)
+        self.v.lerp_(gradient.square(), 1 - beta2)
+        m_hat, v_hat = self.m / (1 - beta1**self.k), self.v / (1 - beta2**self.k)
+        self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
 
 
-def make_optimizer(agent: Agent, args: Args) -> RMSprop:
-    return RMSprop(list(agent.parameters()), args.learning_rate)
+def make_optimizer(agent: Agent, args: Args) -> Adam:
+    """β₁ = 0 makes it RMSprop, as in [A3C §4] but for v̂: no direction outlives its policy."""
+    return Adam(list(agent.parameters()), args.learning_rate, betas=(0.0, 0.99))
 
 
-def gradient_step(agent: Agent, optimizer: RMSprop, batch: Batch, args: Args) -> list[Tensor]:
+def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> list[Tensor]:
     """One step on the whole batch; returns policy loss, value loss, entropy and gradient norm, all
     as they were before it, and the KL divergence that it caused."""
     policy = agent.policy(batch.obs)
@@ -548,9 +553,9 @@ def compiled(function):
     return torch.compile(function, fullgraph=True)
 
 
-def update(agent: Agent, optimizer: RMSprop, rollout: Rollout, args: Args) -> dict[str, float]:
+def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """One gradient step on one rollout; returns its metrics."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent.to() came too late"
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()

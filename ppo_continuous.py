@@ -63,7 +63,7 @@ class Args:
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
-    learning_rate: float = 3e-4  # α, the optimiser's step size
+    learning_rate: float = 3e-4  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
     num_minibatches: int = 16  # minibatches per pass; each holds M = B / this transitions
@@ -484,9 +484,10 @@ class Adam(nn.Module):
     the gradient. ε = 1e-5, not the usual 1e-8, is folklore.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], learning_rate: float):
+    def __init__(self, parameters: list[nn.Parameter], learning_rate: float,
+                 betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__()
-        self.views = parameters
+        self.views, self.betas = parameters, betas
         self.theta = torch.cat([p.detach().flatten() for p in parameters])
         for p, view in zip(parameters, self.theta.split([p.numel() for p in parameters])):
             p.data = view.view_as(p)
@@ -501,10 +502,11 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
+        beta1, beta2 = self.betas
         self.k += 1
-        self.m.lerp_(gradient, 1 - 0.9)
-        self.v.lerp_(gradient.square(), 1 - 0.999)
-        m_hat, v_hat = self.m / (1 - 0.9**self.k), self.v / (1 - 0.999**self.k)
+        self.m.lerp_(gradient, 1 - beta1)
+        self.v.lerp_(gradient.square(), 1 - beta2)
+        m_hat, v_hat = self.m / (1 - beta1**self.k), self.v / (1 - beta2**self.k)
         self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
 
 
@@ -551,7 +553,7 @@ def cuda_graph(step, idx: Tensor):
 
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """K epochs of minibatch steps on one rollout; returns its metrics."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent.to() came too late"
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv:
         centred = batch.advantages - batch.advantages.mean()

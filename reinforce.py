@@ -68,7 +68,7 @@ class Args:
     gamma: float = 0.99  # γ, discount factor
     reward_to_go: bool = True  # weigh an action by what came after it; off: by the whole return
     baseline: Literal["none", "mean", "value", "group"] = "value"  # what returns are compared with
-    learning_rate: float = 3e-3  # α, the optimiser's step size
+    learning_rate: float = 3e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -526,9 +526,10 @@ class Adam(nn.Module):
     the gradient. ε = 1e-5, not the usual 1e-8, is folklore.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], learning_rate: float):
+    def __init__(self, parameters: list[nn.Parameter], learning_rate: float,
+                 betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__()
-        self.views = parameters
+        self.views, self.betas = parameters, betas
         self.theta = torch.cat([p.detach().flatten() for p in parameters])
         for p, view in zip(parameters, self.theta.split([p.numel() for p in parameters])):
             p.data = view.view_as(p)
@@ -543,10 +544,11 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
+        beta1, beta2 = self.betas
         self.k += 1
-        self.m.lerp_(gradient, 1 - 0.9)
-        self.v.lerp_(gradient.square(), 1 - 0.999)
-        m_hat, v_hat = self.m / (1 - 0.9**self.k), self.v / (1 - 0.999**self.k)
+        self.m.lerp_(gradient, 1 - beta1)
+        self.v.lerp_(gradient.square(), 1 - beta2)
+        m_hat, v_hat = self.m / (1 - beta1**self.k), self.v / (1 - beta2**self.k)
         self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
 
 
@@ -577,7 +579,7 @@ def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> li
 def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
     """One gradient step on one rollout; returns its metrics. value_loss and explained_variance say
     something with --baseline value only: otherwise the critic does not learn."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent.to() came too late"
+    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
     batch = make_batch(agent, rollout, args)
     if args.norm_adv and args.baseline != "group":  # (centring is a baseline, too)
         centred = batch.advantages - batch.advantages.mean()

@@ -171,7 +171,7 @@ def published(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n" + SOURCES
 
 
-ENGSTROM = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2
+ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2
     "PPO": "PPO 2,513, 3,292", "PPO-M": "PPO-M 2,142, 2,735",
     "no ratio clipping": "PPO without clipping 2,371, 2,867",
     "TRPO": "TRPO+ 2,466, 3,050", "TRPO, all of these off": "TRPO 2,043, 2,791",
@@ -189,7 +189,7 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     lines = ["| | " + " | ".join(tasks) + " | Engstrom et al. 2020, -v2 |", "|---|---:|---:|---|"]
     for title, row in cells.items():
         ours = " | ".join(row.get(env_id, "–") for env_id in tasks)
-        lines.append(f"| {title} | {ours} | {ENGSTROM.get(title, '')} |")
+        lines.append(f"| {title} | {ours} | {ENGSTROM_AGENTS.get(title, '')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -412,7 +412,7 @@ def main() -> None:
     for name, figure in FIGURES.items():
         wanted = dict.fromkeys(suites.SUITES[name]())
         runs = {job: everything[job] for job in wanted if job in everything}
-        if runs and (not options.parts or name in options.parts):
+        if 2 * len(runs) > len(wanted) and (not options.parts or name in options.parts):
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
             (HERE / "tables" / f"{name}.md").write_text(table(runs))
             figure(runs)
@@ -422,6 +422,8 @@ def main() -> None:
                 (HERE / "tables/engstrom.md").write_text(engstrom(runs))
     if not options.parts:
         (HERE / "tables/classic.md").write_text(classic(everything))
+        others = {job: everything[job] for job in suites.per_task() if job in everything}
+        (HERE / "tables/per_task.md").write_text(table(others))
         (HERE / "tables/trials.md").write_text(table(load(options.results / "trials")))
 
 

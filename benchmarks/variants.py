@@ -25,8 +25,8 @@ def time_limits_terminate(script: ModuleType) -> None:
 
 
 def adam(script: ModuleType) -> None:
-    """Adam, as in the other scripts, in place of A2C's RMSprop."""
-    script.RMSprop = importlib.import_module("ppo_discrete").Adam
+    """Adam with momentum, as in the other scripts, where A2C has RMSprop."""
+    script.make_optimizer = importlib.import_module("ppo_discrete").make_optimizer
 
 
 def squashed_gaussian(script: ModuleType) -> None:

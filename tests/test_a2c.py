@@ -1,4 +1,4 @@
-"""a2c.py: PPO with one epoch and one minibatch, and what that one step is made of."""
+"""a2c.py: PPO with one epoch and one minibatch (and another optimiser), and what its step is."""
 import copy
 import importlib
 
@@ -73,13 +73,16 @@ def test_gradient_is_that_of_ppo_with_one_step(kind, changes):
 @pytest.mark.parametrize("norm_adv", [True, False])
 @KINDS
 def test_update_is_that_of_ppo_with_one_step(kind, norm_adv):
-    """From the same rollout: the same parameters, statistics and metrics."""
+    """Three times from the same rollout, with A2C's optimiser: the same parameters, statistics and
+    metrics."""
     args, agent, rollout = prepared(kind, norm_adv=norm_adv)
     ppo, twin, its_args = as_ppo(kind, agent, args)
     before = copy.deepcopy(agent.state_dict())
-    ours = a2c.update(agent, a2c.make_optimizer(agent, args), rollout, args)
-    theirs = ppo.update(twin, ppo.make_optimizer(twin, its_args), ppo.Rollout(*rollout), its_args)
-    assert theirs["gradient_steps"] == 1
+    optimizer, its_optimizer = a2c.make_optimizer(agent, args), a2c.make_optimizer(twin, its_args)
+    for _ in range(3):
+        ours = a2c.update(agent, optimizer, rollout, args)
+        theirs = ppo.update(twin, its_optimizer, ppo.Rollout(*rollout), its_args)
+        assert theirs["gradient_steps"] == 1
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(agent.state_dict()[name], value, rtol=1e-5, atol=1e-5)
     assert not torch.equal(agent.actor[0].weight, before["actor.0.weight"])

@@ -185,7 +185,8 @@ def test_adam(script):
         for gradient in (1.0, 1.0, 0.0):
             before = optimizer.theta.clone()
             optimizer.step(gradient * torch.ones_like(before))
-        assert bool((optimizer.theta != before).all()) == goes_on
+        moved = optimizer.theta != before
+        assert moved.all() if goes_on else not moved.any()
         variants.adam(script)
 
 
@@ -214,7 +215,7 @@ def test_bounded_distributions(script, variant):
         assert policy.mode.item() == pytest.approx(math.tanh(0.4))
 
 
-@pytest.mark.parametrize("variant", ["time_limits_terminate", "squashed_gaussian", "beta"])
+@pytest.mark.parametrize("variant", sorted(set(variants.VARIANTS) - {"adam"}))  # a2c's
 def test_variants_train(script, variant, tmp_path):
     """The first ratio is 1, and two iterations change the policy; its checkpoint restores."""
     variants.VARIANTS[variant](script)
@@ -281,7 +282,7 @@ def test_ablation_table(report):
     runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.ablation()}
     lines = report.engstrom(runs).splitlines()[2:]
     assert len(lines) == len(run.ABLATIONS) + 3 and all("| 7 (1) | 7 (1) |" in line for line in lines)
-    assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM) == 5
+    assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM_AGENTS) == 5
     assert "| TRPO, all of these off | 7 (1) | 7 (1) | TRPO 2,043, 2,791 |" in lines
 
 
