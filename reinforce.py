@@ -272,7 +272,7 @@ class Agent(nn.Module):
                             "Discrete actions or a vector of real numbers (Box)")
         self.args = args
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
-        self.running_return: Tensor | float = 0.0  # (N,) for scale_rewards
+        self.running_return: np.ndarray | float = 0.0  # (N,) for scale_rewards
         outputs = space.shape[0] if self.continuous else int(space.n)
         self.actor = self.network(obs_size, outputs, gain=0.01)  # μ or logits ≈ 0 at first
         self.critic = self.network(obs_size, 1, gain=1.0)
@@ -334,11 +334,11 @@ class Agent(nn.Module):
         if not self.args.norm_reward:
             return rewards
         discounted, running_return = [], self.running_return
-        for reward, goes_on in zip(rewards, ~done):  # (N,) each, t = 0 … T−1
+        for reward, goes_on in zip(rewards.numpy(), ~done.numpy()):  # (N,) each, t = 0 … T−1
             discounted.append(self.args.gamma * running_return + reward)
             running_return = discounted[-1] * goes_on
         self.running_return = running_return
-        self.return_stats.update(torch.cat(discounted))
+        self.return_stats.update(torch.from_numpy(np.concatenate(discounted)))
         scaled = rewards / self.return_stats.std.cpu()
         return scaled.clamp(-self.args.clip_reward, self.args.clip_reward)
 
