@@ -492,8 +492,8 @@ class Adam(nn.Module):
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
     m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector that is a handful
-    of operations, which compile into one function, or record into one CUDA graph, together with
-    the gradient. ε = 1e-5, not the usual 1e-8, is folklore.
+    of operations: cheap to call, and easy to compile together with the gradient. ε = 1e-5, not the
+    usual 1e-8, is folklore.
     """
 
     def __init__(self, parameters: list[nn.Parameter], learning_rate: float,

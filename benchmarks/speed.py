@@ -1,11 +1,11 @@
 """Steps per second of our scripts against Stable-Baselines3, and where the time goes.
 
 One race per script and shape (environments × steps of a rollout): the same environment, network
-sizes, rollout, epochs and minibatches on both sides; one torch thread; on the CPU. Ours also
-normalises observations and rewards and writes its log, SB3 here does neither; the optimiser and its
-settings, which cost next to nothing to change, are each side's own. A machine's speed drifts, so
-the contestants take turns: one round runs each once, in its own process, and only medians and
-ratios over the rounds are to be trusted.
+sizes, rollout, epochs and minibatches on both sides; one torch thread; on the CPU. Ours normalises
+observations and rewards and writes its log; SB3 does the former as "sb3-normalised" (VecNormalize),
+neither as "sb3". The optimiser and its settings, which cost next to nothing to change, are each
+side's own. A machine's speed drifts, so the contestants take turns: one round runs each once, in
+its own process, and only medians and ratios over the rounds are to be trusted.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/speed.py                      # prints the tables, writes results/speed.csv
@@ -37,7 +37,7 @@ from typing import Literal
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTESTANTS = ("sb3", "eager", "compile", "async", "cuda", "cuda-compile")
+CONTESTANTS = ("sb3", "sb3-normalised", "eager", "compile", "async", "cuda", "cuda-compile")
 COLUMNS = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning",
            "memory")
 STEPS = 12_288  # environment steps per measurement, after 2,048 or one rollout to warm up
@@ -66,11 +66,12 @@ class Options:
     worker: str = ""  # used by the script itself: the contestant to measure in this process
 
 
-def measure_sb3(script: str, env_id: str, num_envs: int, num_steps: int, settings: tuple
-                ) -> dict[str, float]:
+def measure_sb3(script: str, env_id: str, num_envs: int, num_steps: int, settings: tuple,
+                normalised: bool = False) -> dict[str, float]:
     import sb3_contrib
     import stable_baselines3
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
     ours, theirs = settings
     algorithm = {"ppo_continuous": stable_baselines3.PPO, "trpo": sb3_contrib.TRPO,
@@ -78,6 +79,7 @@ def measure_sb3(script: str, env_id: str, num_envs: int, num_steps: int, setting
     if "num_minibatches" in ours:
         theirs = theirs | {"batch_size": num_envs * num_steps // ours["num_minibatches"]}
     envs = make_vec_env(env_id, n_envs=num_envs, seed=1)
+    envs = VecNormalize(envs) if normalised else envs
     model = algorithm("MlpPolicy", envs, n_steps=num_steps, device="cpu", verbose=0,
                       policy_kwargs={"net_arch": [64, 64]}, **theirs)
     model.learn(max(2048, num_envs * num_steps))
@@ -172,8 +174,10 @@ def work(options: Options) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     race, name = RACES[options.races[0]], options.worker
-    if name in ("sb3", "floor"):
-        seconds = {"sb3": measure_sb3, "floor": measure_floor}[name](*race)
+    if name.startswith("sb3"):
+        seconds = measure_sb3(*race, normalised=name == "sb3-normalised")
+    elif name == "floor":
+        seconds = measure_floor(*race)
     else:
         seconds = measure_ours(*race, compile="compile" in name, cuda="cuda" in name,
                                parallel=name == "async")
@@ -209,8 +213,9 @@ def main() -> None:
                 if row["race"] not in options.races]
     for race in options.races:
         ppo, many = race.startswith("ppo"), RACES[race][2] > 1
-        there = {"sb3": True, "eager": True, "compile": True, "async": ppo and many,
-                 "cuda": torch.cuda.is_available(), "cuda-compile": torch.cuda.is_available()}
+        there = {"sb3": True, "sb3-normalised": True, "eager": True, "compile": True,
+                 "async": ppo and many, "cuda": torch.cuda.is_available(),
+                 "cuda-compile": torch.cuda.is_available()}
         contestants = [name for name in options.contestants if there[name]]
         contestants += ["floor"] * ppo + ["peer"] * bool(options.peer)
         for number in range(options.rounds):
@@ -240,7 +245,7 @@ def table(race: str, rows: list[dict]) -> None:
         ratios = [row["steps_per_second"] / baseline[row["round"]] for row in mine]
         parts = [f"{statistics.median(r[part] for r in mine):.0f}" if part in mine[0] else "–"
                  for part in ("simulator", "acting", "learning", "memory")]
-        print(f"{name:12s} | {statistics.median(r['steps_per_second'] for r in mine):7,.0f} | "
+        print(f"{name:14s} | {statistics.median(r['steps_per_second'] for r in mine):7,.0f} | "
               f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | "
               f"{', '.join(parts[:3])} | {parts[3]}")
 
