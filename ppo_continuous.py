@@ -732,7 +732,8 @@ def load_checkpoint(flag: str, run_dir: str) -> dict:
             checkpoint["args"], checkpoint["progress"] = (
                 Args(**checkpoint["args"]), Progress(**checkpoint["progress"]))
     except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged ({type(error).__name__})")
+        raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged, or from another version of "
+                        f"this script ({type(error).__name__})")
     if checkpoint["algorithm"] != ALGORITHM:
         raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
     return checkpoint
@@ -784,6 +785,9 @@ def check_args(args: Args) -> None:
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
                         "(--num-envs × --num-steps) into minibatches of 2 or more")
+    if hasattr(args, "num_steps") and args.batch_size == 1:
+        raise UserError(f"--num-steps {args.num_steps}: with --num-envs 1 that is a batch of one "
+                        "step, which has no spread; raise either")
     episodes, group = getattr(args, "episodes_per_update", 0), getattr(args, "baseline", "")
     if episodes % args.num_envs:
         raise UserError(f"--episodes-per-update {episodes}: must be a multiple of --num-envs "
@@ -792,8 +796,9 @@ def check_args(args: Args) -> None:
         raise UserError("--baseline group: compares the episodes of a round, so it needs "
                         "--num-envs 2 or more")
     compilers = map(shutil.which, ("c++", "g++", "clang++", "cl"))
-    if getattr(args, "compile", False) and not any(compilers):
-        raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none")
+    if getattr(args, "compile", False) and not args.evaluate and not any(compilers):
+        raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none "
+                        "(--no-compile goes without)")
     if args.capture_video:
         check_video(args)
 
@@ -815,7 +820,7 @@ def check_video(args: Args) -> None:
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
-    for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss"):
+    for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl"):
         if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
                             "saved before stays as it is. Often a smaller --learning-rate helps")
@@ -841,6 +846,9 @@ def train(args: Args) -> Agent:
     run_dir = Path(args.run_dir, f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
+        if progress.global_step > args.total_timesteps:
+            raise UserError(f"--total-timesteps {args.total_timesteps}: the run has "
+                            f"{progress.global_step} steps already")
     announce(args, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
     saved = began = time.perf_counter()
@@ -948,9 +956,10 @@ def parse_args() -> Args:
     for flag in ("resume", "evaluate"):
         if run_dir := getattr(args, flag):
             saved = load_checkpoint(f"--{flag}", run_dir)["args"]
-            return tyro.cli(Args, default=dataclasses.replace(
-                saved, resume=None, evaluate=None, capture_video=False,
-                eval_episodes=saved.eval_episodes or Args.eval_episodes))
+            if flag == "evaluate":  # some episodes and no film, unless told otherwise
+                saved.eval_episodes = saved.eval_episodes or Args.eval_episodes
+                saved.capture_video = False
+            return tyro.cli(Args, default=dataclasses.replace(saved, resume=None, evaluate=None))
     return args
 
 

@@ -139,6 +139,19 @@ def test_resume_and_evaluate_use_the_run_s_flags(script, kind, tmp_path, monkeyp
         assert getattr(args, flag[2:]) == str(directory)
 
 
+@each(SCRIPTS)
+def test_resume_keeps_what_the_run_did_at_its_end(script, tmp_path, monkeypatch):
+    """--resume keeps --eval-episodes 0 and --capture-video; --evaluate plays, and films nothing."""
+    _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
+    checkpoint = torch.load(directory / "checkpoint.pt", weights_only=True)
+    checkpoint["args"] |= {"eval_episodes": 0, "capture_video": True}
+    torch.save(checkpoint, directory / "checkpoint.pt")
+    for flag, expected in (("--resume", (0, True)), ("--evaluate", (10, False))):
+        monkeypatch.setattr(sys, "argv", ["x", flag, str(directory)])
+        args = script.parse_args()
+        assert (args.eval_episodes, args.capture_video) == expected
+
+
 @each_kind(SCRIPTS)
 def test_evaluate_from_the_command_line(script, kind, tmp_path, run):
     """--evaluate plays episodes, prints their mean and std, and trains nothing."""
@@ -228,6 +241,13 @@ def test_minibatches_must_divide_the_batch(script, refused):
         refused(script, [f"--num-minibatches {parts}", "16"], *sizes, parts)
 
 
+@each([s for s in SCRIPTS if hasattr(s.Args, "num_steps")])
+def test_a_batch_of_one(script, refused):
+    """Its advantages cannot be standardised: refused, not NaN."""
+    refused(script, ["--num-steps 1" if script.__name__ == "a2c" else "--num-minibatches"],
+            "--num-envs", 1, "--num-steps", 1)
+
+
 @each([s for s in SCRIPTS if hasattr(s.Args, "episodes_per_update")])
 def test_episodes_must_fill_the_environments(script, refused):
     """Rounds of N episodes make up E: neither fewer than asked for, nor none at all."""
@@ -262,6 +282,7 @@ def test_compile_without_a_compiler(script, refused, monkeypatch):
     """--compile is refused before training where it cannot work."""
     monkeypatch.setattr(shutil, "which", lambda *_: None)
     refused(script, ["--compile", "compiler"], "--compile")
+    script.check_args(script.Args(compile=True, evaluate="runs/x"))  # which compiles nothing
 
 
 # --------------------------------------------------------------------------------------------------
@@ -327,6 +348,28 @@ def test_damaged_checkpoint(script, flag, how, refused, tmp_path, capsys):
     refused(script, [f"{flag} {directory}"], flag, directory)
     assert not MADE
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+@each(SCRIPTS)
+def test_checkpoint_of_another_version(script, refused, tmp_path, capsys):
+    """A flag that the script no longer has: it is not called a damaged file alone."""
+    _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
+    checkpoint = torch.load(directory / "checkpoint.pt", weights_only=True)
+    checkpoint["args"]["old_flag"] = 1
+    torch.save(checkpoint, directory / "checkpoint.pt")
+    capsys.readouterr()
+    refused(script, [f"--resume {directory}", "another version"], "--resume", directory)
+
+
+@each(SCRIPTS)
+def test_resume_with_a_spent_budget(script, refused, tmp_path, capsys):
+    """Fewer steps than the run has taken: refused, and the checkpoint keeps its budget."""
+    args, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
+    before = (directory / "checkpoint.pt").read_bytes()
+    capsys.readouterr()
+    refused(script, ["--total-timesteps 17", "steps already"], "--resume", directory,
+            "--total-timesteps", 17)
+    assert (directory / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])

@@ -352,12 +352,13 @@ def test_nan_leaves_the_checkpoint_intact(script, kind, tmp_path, monkeypatch):
     assert (run / "checkpoint.pt").read_bytes() == checkpoint
 
 
+@pytest.mark.parametrize("name", ["policy_loss", "approx_kl"])
 @each_kind(SCRIPTS)
-def test_nan_loss_stops_the_run(script, kind, tmp_path, monkeypatch):
-    """A loss that is not finite stops the run, by name."""
+def test_nan_loss_stops_the_run(script, kind, name, tmp_path, monkeypatch):
+    """A loss or a KL that is not finite stops the run, by name."""
     update = script.update
-    monkeypatch.setattr(script, "update", lambda *x: update(*x) | {"policy_loss": math.inf})
-    with pytest.raises(script.UserError, match="policy_loss .*step 16"):
+    monkeypatch.setattr(script, "update", lambda *x: update(*x) | {name: math.inf})
+    with pytest.raises(script.UserError, match=f"{name} .*step 16"):
         trained(script, tmp_path, env_id=register(Count, kind=kind, lengths=(4,)))
 
 
