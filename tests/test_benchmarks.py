@@ -269,6 +269,14 @@ def test_table(report):
     assert line.endswith("| 10 | 31 ± 16 | 4,000 (3) | 1.7 |")
 
 
+def test_intervals_are_reproducible(report):
+    """The same runs give the same interval, whatever was drawn before."""
+    finals = np.array([1.0, 5.0, 9.0, 2.0, 7.0])
+    first = report.iqm(finals)
+    np.random.random(7)
+    assert report.iqm(finals) == first and first[1] < first[0] < first[2]
+
+
 def test_published_numbers_have_a_run_beside_them(report):
     """Every published number belongs to an experiment of the suite compare."""
     runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.compare()}
