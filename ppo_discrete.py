@@ -837,9 +837,6 @@ def train(args: Args) -> Agent:
     run_dir = Path(args.run_dir, f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
-        if progress.global_step > args.total_timesteps:
-            raise UserError(f"--total-timesteps {args.total_timesteps}: the run has "
-                            f"{progress.global_step} steps already")
     announce(args, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
     saved = began = time.perf_counter()

@@ -361,17 +361,6 @@ def test_checkpoint_of_another_version(script, refused, tmp_path, capsys):
     refused(script, [f"--resume {directory}", "another version"], "--resume", directory)
 
 
-@each(SCRIPTS)
-def test_resume_with_a_spent_budget(script, refused, tmp_path, capsys):
-    """Fewer steps than the run has taken: refused, and the checkpoint keeps its budget."""
-    args, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
-    before = (directory / "checkpoint.pt").read_bytes()
-    capsys.readouterr()
-    refused(script, ["--total-timesteps 17", "steps already"], "--resume", directory,
-            "--total-timesteps", 17)
-    assert (directory / "checkpoint.pt").read_bytes() == before
-
-
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @each(SCRIPTS)
 def test_checkpoint_of_another_script(script, flag, refused, tmp_path, capsys):
