@@ -329,7 +329,8 @@ class Agent(nn.Module):
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
         """r_t / std(R), where R_t = r_t + γ R_{t−1} starts anew with every episode. [IM §3]
 
-        (T, N) → (T, N), on the CPU. No mean is subtracted: that would change the task.
+        (T, N) → (T, N), on the CPU, the sum in NumPy (see in_numpy). No mean is subtracted: that
+        would change the task.
         """
         if not self.args.norm_reward:
             return rewards

@@ -356,8 +356,15 @@ def test_nan_leaves_the_checkpoint_intact(script, kind, tmp_path, monkeypatch):
 @each_kind(SCRIPTS)
 def test_nan_loss_stops_the_run(script, kind, name, tmp_path, monkeypatch):
     """A loss or a KL that is not finite stops the run, by name."""
+    if (script.__name__, name) == ("trpo", "approx_kl"):
+        pytest.skip("its KL is exact, and its policy_loss is that after the step")
     update = script.update
-    monkeypatch.setattr(script, "update", lambda *x: update(*x) | {name: math.inf})
+
+    def broken(*x):
+        metrics = update(*x)
+        return metrics | {name: metrics[name] + math.inf}  # a metric that there is
+
+    monkeypatch.setattr(script, "update", broken)
     with pytest.raises(script.UserError, match=f"{name} .*step 16"):
         trained(script, tmp_path, env_id=register(Count, kind=kind, lengths=(4,)))
 
