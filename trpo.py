@@ -71,7 +71,7 @@ class Args:
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
     learning_rate: float = 1e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
-    target_kl: float = 0.02  # δ, the KL that an update may reach; with --anneal-lr it falls, too
+    target_kl: float = 0.04  # δ, the KL that an update may reach; with --anneal-lr it falls, too
     cg_iters: int = 10  # iterations of the conjugate gradient method
     cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix
     line_search: bool = True  # off: take the full step, the natural policy gradient

@@ -5,7 +5,8 @@
 
 Writes tables/*.md and figures/*.png (and .pdf, for papers) beside this file. The statistic is
 the mean raw return of the last 100 training episodes: one number per run. IQM: mean of the middle
-half of the runs (from four runs on; of three it is the mean), with its 95 % stratified bootstrap interval (Agarwal et al. 2021, by rliable).
+half of the runs (from four runs on; of three it is the mean), with its 95 % stratified bootstrap
+interval (Agarwal et al. 2021, by rliable).
 """
 import csv
 import dataclasses
