@@ -63,10 +63,10 @@ class Args:
     seed: int = 1  # seed of networks, actions and environments
     total_timesteps: int = 200_000  # environment steps, all environments together
     num_envs: int = 8  # N, environments stepped in turn
-    num_steps: int = 16  # T, steps per environment and iteration; the batch is B = T·N
+    num_steps: int = 64  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
-    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
-    learning_rate: float = 1e-3  # Adam's step size
+    gae_lambda: float = 0.98  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
+    learning_rate: float = 3e-3  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus
@@ -78,7 +78,7 @@ class Args:
     clip_reward: float = 10.0  # clip scaled rewards to ± this
     activation: Literal["tanh", "relu"] = "tanh"  # nonlinearity of the hidden layers
     ortho_init: bool = True  # orthogonal initial weights; off: PyTorch's default
-    log_std_init: float = -1.0  # log σ of the Gaussian policy at the start
+    log_std_init: float = -0.5  # log σ of the Gaussian policy at the start
 
     cuda: bool = True  # use the GPU when there is one
     torch_deterministic: bool = True  # only deterministic PyTorch operations

@@ -199,8 +199,8 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
 # --------------------------------------------------------------------------------------------------
 def save(figure: plt.Figure, name: str) -> None:
     (HERE / "figures").mkdir(exist_ok=True)
-    for ending in ("png", "pdf"):
-        figure.savefig(HERE / "figures" / f"{name}.{ending}")
+    figure.savefig(HERE / "figures" / f"{name}.png")
+    figure.savefig(HERE / "figures" / f"{name}.pdf", metadata={"CreationDate": None})  # same bytes
     plt.close(figure)
 
 

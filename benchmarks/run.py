@@ -13,7 +13,6 @@ run that fails is reported, with its log, and does not stop the others.
 """
 import csv
 import dataclasses
-import functools
 import importlib
 import json
 import os
@@ -119,9 +118,8 @@ def compare() -> list[Experiment]:
 
 def per_task() -> list[Experiment]:
     """Other settings for one task, on the seeds of compare."""
-    a2c = functools.partial(experiment, "a2c", "Hopper-v4", total_timesteps=1_000_000)
-    return [a2c(log_std_init=-0.5),
-            a2c(log_std_init=-0.5, num_steps=64, learning_rate=3e-3, gae_lambda=0.98)]
+    return [experiment("a2c", "HalfCheetah-v4", total_timesteps=1_000_000, num_steps=16,
+                       learning_rate=1e-3, gae_lambda=0.95, log_std_init=-1.0)]
 
 
 def ablation() -> list[Experiment]:
