@@ -260,7 +260,7 @@ def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experimen
     """One panel per task, one bar per experiment: IQM and its 95 % interval, a dot per run."""
     tasks = list(dict.fromkeys(job.env_id for job in runs))
     order = list(dict.fromkeys(titles.values()))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(8 * len(tasks), 1 + 0.5 * len(order)),
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),
                                 sharey=True, squeeze=False)
     for axis, env_id in zip(axes[0], tasks):
         for job, group in runs.items():
@@ -272,6 +272,7 @@ def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experimen
             axis.plot([low, high], [y, y], color="black", linewidth=2)
             axis.plot(finals, [y] * len(finals), "o", color="black", markersize=4, alpha=0.5)
         axis.set(title=env_id, xlabel="return, last 100 episodes")
+        axis.locator_params(axis="x", nbins=5)
     axes[0][0].set_yticks(range(len(order)), order)
     axes[0][0].invert_yaxis()
     figure.tight_layout()
