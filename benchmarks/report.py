@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 import run as suites  # noqa: E402
+import speed as races  # noqa: E402
 
 COLOURS = {  # Okabe & Ito 2008: told apart by the colour-blind, too, and in grey
     "reinforce": "#E69F00", "a2c": "#56B4E9", "ppo_discrete": "#009E73",
@@ -194,6 +195,24 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+DISTRIBUTIONS = {"": "Gaussian, clipped", "squashed_gaussian": "Gaussian, squashed", "beta": "Beta"}
+
+
+def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """One row per distribution; last 100 training episodes and, in brackets, the evaluation."""
+    lines = ["| | " + " | ".join(suites.MUJOCO) + " |", "|---|---:|---:|---:|"]
+    jobs = {(job.variant, job.env_id): job for job in suites.actions()}
+    for variant, title in DISTRIBUTIONS.items():
+        cells = []
+        for env_id in suites.MUJOCO:
+            group = runs.get(jobs[variant, env_id], [])
+            evaluation = np.mean([np.mean(run.evaluation) for run in group]) if group else 0
+            cells.append(f"{spread(np.array([run.final for run in group]))} ({evaluation:,.0f}; "
+                         f"{len(group)} runs)" if group else "–")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 # --------------------------------------------------------------------------------------------------
 # Figures
 # --------------------------------------------------------------------------------------------------
@@ -296,8 +315,7 @@ def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 
 def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
-    bars(runs, {job: {"": "Gaussian, clipped", "squashed_gaussian": "Gaussian, squashed",
-                      "beta": "Beta"}[job.variant] for job in runs}, "actions")
+    bars(runs, {job: DISTRIBUTIONS[job.variant] for job in runs}, "actions")
 
 
 def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
@@ -395,8 +413,27 @@ def clip() -> None:
     save(figure, "clip")
 
 
+def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
+    """PPO's steps per second against the number of environments, at 2,048 steps per rollout."""
+    looks = {"compile": "#D55E00", "eager": "#009E73", "async": "#56B4E9", "sb3": "#555555"}
+    figure, axis = plt.subplots(figsize=(9, 5.5))
+    for name, colour in looks.items():
+        points = {races.RACES[race][2]: races.median(rows[name], "steps_per_second")
+                  for race, rows in measured.items() if race.startswith("ppo") and name in rows}
+        sizes = sorted(points)
+        axis.plot(sizes, [points[n] for n in sizes], "o-", color=colour,
+                  label=races.TITLES[name].replace("`", ""))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(n) for n in sizes])
+    axis.set_ylim(0)
+    axis.yaxis.set_major_formatter(thousands)
+    axis.set(xlabel="environments", ylabel="steps per second", title="PPO, HalfCheetah-v4")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, "speed")
+
+
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health)}
-Part = Literal[("clip", *FIGURES)]
+Part = Literal[("clip", "speed", *FIGURES)]
 
 
 @dataclass
@@ -411,6 +448,11 @@ def main() -> None:
     (HERE / "tables").mkdir(exist_ok=True)
     if not options.parts or "clip" in options.parts:
         clip()
+    timed = options.results / "speed.csv"
+    if timed.exists() and (not options.parts or "speed" in options.parts):
+        measured = races.read(timed)
+        (HERE / "tables/speed.md").write_text(races.table(measured))
+        speed(measured)
     for name, figure in FIGURES.items():
         wanted = dict.fromkeys(suites.SUITES[name]())
         runs = {job: everything[job] for job in wanted if job in everything}
@@ -422,6 +464,8 @@ def main() -> None:
                 (HERE / "tables/published.md").write_text(published(runs))
             if name == "ablation":
                 (HERE / "tables/engstrom.md").write_text(engstrom(runs))
+            if name == "actions":
+                (HERE / "tables/distributions.md").write_text(distributions(runs))
     if not options.parts:
         (HERE / "tables/classic.md").write_text(classic(everything))
         others = {job: everything[job] for job in suites.per_task() if job in everything}

@@ -38,6 +38,9 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTESTANTS = ("sb3", "sb3-normalised", "eager", "compile", "async", "cuda", "cuda-compile")
+TITLES = {"sb3": "SB3", "sb3-normalised": "SB3, VecNormalize", "eager": "ours",
+          "compile": "ours, `--compile`", "async": "ours, in processes", "cuda": "ours, GPU",
+          "cuda-compile": "ours, GPU, `--compile`", "floor": "simulator and products alone"}
 COLUMNS = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning",
            "memory")
 STEPS = 12_288  # environment steps per measurement, after 2,048 or one rollout to warm up
@@ -224,30 +227,57 @@ def main() -> None:
                              **measure(name, race, options)})
                 print(".", end="", flush=True)
         print()
-        table(race, [row for row in rows if row["race"] == race])
         with options.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows({k: round(v, 1) if isinstance(v, float) else v
                               for k, v in row.items()} for row in kept + rows)
+        print(table({race: read(options.output)[race]}))
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}; "
           f"raw numbers in {options.output}")
 
 
-def table(race: str, rows: list[dict]) -> None:
-    """Medians over the rounds; the ratio is the median of the rounds' ratios to the first."""
-    first = rows[0]["contestant"]
-    baseline = {row["round"]: row["steps_per_second"] for row in rows if row["contestant"] == first}
-    print(f"\n{race}: contestant | steps/s | ratio to {first} (min–max) | µs per step: simulator, "
-          "acting, learning | MiB")
-    for name in dict.fromkeys(row["contestant"] for row in rows):
-        mine = [row for row in rows if row["contestant"] == name]
-        ratios = [row["steps_per_second"] / baseline[row["round"]] for row in mine]
-        parts = [f"{statistics.median(r[part] for r in mine):.0f}" if part in mine[0] else "–"
-                 for part in ("simulator", "acting", "learning", "memory")]
-        print(f"{name:14s} | {statistics.median(r['steps_per_second'] for r in mine):7,.0f} | "
-              f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | "
-              f"{', '.join(parts[:3])} | {parts[3]}")
+def read(path: Path) -> dict[str, dict[str, list[dict]]]:
+    """Race → contestant → its rows, one per round; numbers as floats, None where a cell is empty."""
+    races = {}
+    for row in csv.DictReader(path.open()):
+        numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[3:]}
+        rows = races.setdefault(row["race"], {}).setdefault(row["contestant"], [])
+        rows.append({"round": row["round"], **numbers})
+    return races
+
+
+def median(rows: list[dict], column: str) -> float | None:
+    there = [row[column] for row in rows if row[column] is not None]
+    return statistics.median(there) if there else None
+
+
+def ratios(rows: list[dict], baseline: list[dict]) -> str:
+    """Median of the rounds' ratios, and the smallest and the largest."""
+    theirs = {row["round"]: row["steps_per_second"] for row in baseline}
+    found = [row["steps_per_second"] / theirs[row["round"]] for row in rows]
+    return f"{statistics.median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
+
+
+def table(races: dict[str, dict[str, list[dict]]]) -> str:
+    """Medians over the rounds, and the ratios to a race's first contestant and to VecNormalize."""
+    lines = ["| script, N × T | contestant | steps/s | ratio to the first (min–max) | "
+             "to SB3, VecNormalize | µs per step: simulator, acting, learning | MiB |",
+             "|---|---|---:|---|---|---|---:|"]
+    for race in (race for race in RACES if race in races):
+        script, env_id, num_envs, num_steps, _ = RACES[race]
+        title = f"`{script}.py`, {num_envs} × {num_steps}" + f", {env_id}" * (script == "a2c")
+        for name, rows in races[race].items():
+            first, second = (
+                ratios(rows, races[race][peer]) if peer in races[race] and peer != name else ""
+                for peer in (next(iter(races[race])), "sb3-normalised"))
+            parts = [f"{value:,.0f}" if (value := median(rows, part)) is not None else ""
+                     for part in COLUMNS[4:]]
+            lines.append(f"| {title} | {TITLES.get(name, name)} | "
+                         f"{median(rows, 'steps_per_second'):,.0f} | {first} | {second} | "
+                         f"{', '.join(filter(None, parts[:3]))} | {parts[3]} |")
+            title = ""
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -294,6 +294,14 @@ def test_ablation_table(report):
     assert "| TRPO, all of these off | 7 (1) | 7 (1) | TRPO 2,043, 2,791 |" in lines
 
 
+def test_distributions_table(report):
+    jobs = [job for job in run.actions() if job.env_id != "Walker2d-v4"]
+    runs = {job: [fake_run(report, job, 1, 5.0), fake_run(report, job, 2, 7.0)] for job in jobs}
+    lines = report.distributions(runs).splitlines()[2:]
+    assert len(lines) == 3
+    assert lines[2] == "| Beta | 6 ± 1 (7; 2 runs) | 6 ± 1 (7; 2 runs) | – |"
+
+
 def test_figures(report, tmp_path, monkeypatch):
     """Every suite's figure is drawn from runs of it."""
     monkeypatch.setattr(report, "HERE", tmp_path)
@@ -307,9 +315,10 @@ def test_figures(report, tmp_path, monkeypatch):
                                 "episodic_length": np.full(10, 700.0)}
         figure(runs)
     report.clip()
+    report.speed(report.races.read(ROOT / "benchmarks/results/speed.csv"))
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "discount",
-             "health", "clip")
+             "health", "clip", "speed")
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
@@ -324,10 +333,35 @@ def test_committed_results(report):
             assert np.isfinite(one.final) and len(one.evaluation) >= 10
 
 
-@pytest.mark.parametrize("name", ["published", "classic", "engstrom"])
+@pytest.mark.parametrize("name", ["published", "classic", "engstrom", "distributions"])
 def test_tables_of_the_readme(report, name):
     """The README's tables are those that report.py makes from the committed CSVs."""
     runs = report.load(ROOT / "benchmarks/results")
     if name == "published":
         runs = {job: runs[job] for job in run.compare() if job in runs}
     assert getattr(report, name)(runs).strip() in (ROOT / "README.md").read_text()
+
+
+def test_speed_table(tmp_path):
+    """Ratios within a round, then the median of them; a cell is empty where nothing was measured."""
+    speed = importlib.import_module("speed")
+    path = tmp_path / "speed.csv"
+    path.write_text(",".join(speed.COLUMNS) + """
+a2c-8x5,0,sb3,100,,,,350
+a2c-8x5,0,sb3-normalised,50,,,,350
+a2c-8x5,0,eager,200,40,10,30,360
+a2c-8x5,1,sb3,200,,,,352
+a2c-8x5,1,sb3-normalised,200,,,,352
+a2c-8x5,1,eager,600,44,12,32,362
+""")
+    assert speed.table(speed.read(path)).splitlines()[2:] == [
+        "| `a2c.py`, 8 × 5, HalfCheetah-v4 | SB3 | 150 |  | 1.50 (1.00–2.00) |  | 351 |",
+        "|  | SB3, VecNormalize | 125 | 0.75 (0.50–1.00) |  |  | 351 |",
+        "|  | ours | 400 | 2.50 (2.00–3.00) | 3.50 (3.00–4.00) | 42, 11, 31 | 361 |"]
+
+
+def test_speed_table_of_the_readme():
+    speed = importlib.import_module("speed")
+    measured = speed.read(ROOT / "benchmarks/results/speed.csv")
+    assert set(measured) == set(speed.RACES)
+    assert speed.table(measured).strip() in (ROOT / "README.md").read_text()
