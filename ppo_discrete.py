@@ -62,7 +62,7 @@ class Args:
     num_envs: int = 8  # N, environments stepped in turn
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
-    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return
+    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return − V(s)
     learning_rate: float = 3e-4  # Adam's step size
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
@@ -99,10 +99,6 @@ class Args:
     def batch_size(self) -> int:
         """B = T·N, environment steps per iteration."""
         return self.num_steps * self.num_envs
-
-    @property
-    def minibatch_size(self) -> int:
-        return self.batch_size // self.num_minibatches
 
     @property
     def plan(self) -> str:
@@ -156,7 +152,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
     try:
         if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
             import mujoco
-            mujoco.set_mju_user_warning(say_once)  # else once for each environment
+            mujoco.set_mju_user_warning(lambda text: say_once(text.split(" Time = ")[0]))
         return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
                                         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError) as error:
@@ -326,25 +322,18 @@ class Rollout(NamedTuple):
         return self.rewards.numel()
 
 
-def in_numpy(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
+def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     """The same function of the same weights, computed by NumPy. For a few rows that is several
-    times faster, because there each operation costs what it takes to call it."""
-
-    def translate(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-        if isinstance(layer, nn.Linear):
-            weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
-            return lambda x: x @ weight + bias
-        if isinstance(layer, nn.Tanh):
-            return np.tanh
-        return lambda x: layer(torch.from_numpy(x)).numpy()  # any other layer: by PyTorch
-
-    def forward(x: np.ndarray) -> np.ndarray:
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    layers = [translate(layer) for layer in network]
-    return forward
+    times faster: the time goes into calling an operation, and NumPy's calls are cheaper."""
+    if isinstance(layer, nn.Sequential):
+        parts = [in_numpy(part) for part in layer]
+        return lambda x: functools.reduce(lambda y, part: part(y), parts, x)
+    if isinstance(layer, nn.Linear):
+        weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+        return lambda x: x @ weight + bias
+    if isinstance(layer, nn.Tanh):
+        return np.tanh
+    return lambda x: layer(torch.from_numpy(x)).numpy()  # any other layer: by PyTorch
 
 
 @torch.no_grad()
@@ -352,9 +341,9 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
                     ) -> tuple[Rollout, np.ndarray]:
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
 
-    Here is only what must be sequential. Values and log-probabilities follow in a few large calls,
-    which is exact, as nothing they depend on changes within a rollout. The actor runs on the CPU
-    and in NumPy: for a few rows, a network of this size has answered before a GPU is asked.
+    Only what must be sequential happens here. Values and log-probabilities follow in a few large
+    calls, which is exact: nothing that they depend on changes within a rollout. The actor runs on
+    the CPU, in NumPy: for a few rows that is faster than launching a GPU's kernels.
     """
     agent = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     actor, steps, episodes = in_numpy(agent.actor), [], []
@@ -457,7 +446,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
 
-    One number per action each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
+    (n,) each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
     """
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
@@ -471,9 +460,9 @@ class Adam(nn.Module):
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
-    m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector that is a handful
-    of operations: cheap to call, and easy to compile together with the gradient. ε = 1e-5, not the
-    usual 1e-8, is folklore.
+    m̂ and v̂ are m and v divided by 1 − βᵏ (k: steps so far), as both start at 0. On one vector
+    that is a handful of operations: cheap to call, and easy to compile together with the gradient.
+    ε = 1e-5, not the usual 1e-8, is folklore.
     """
 
     def __init__(self, parameters: list[nn.Parameter], learning_rate: float,
@@ -487,10 +476,6 @@ class Adam(nn.Module):
         self.register_buffer("v", torch.zeros_like(self.theta))
         self.register_buffer("k", torch.zeros((), dtype=torch.float64, device=self.theta.device))
         self.register_buffer("lr", torch.tensor(learning_rate, device=self.theta.device))
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        """∇_θ loss, a vector like θ."""
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.views)])
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
@@ -514,7 +499,7 @@ def minibatch_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args, idx:
     loss = loss + args.vf_coef * value_loss(agent.value(obs), values, returns, clip_value)
     if args.ent_coef:
         loss = loss - args.ent_coef * policy.entropy().mean()
-    gradient = optimizer.gradient(loss)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, optimizer.views)])
     norm = gradient.norm()
     if args.max_grad_norm:
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -554,21 +539,18 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
                              agent, optimizer, batch, args)
     grad_norms, B, device = [], args.batch_size, batch.obs.device
     shuffled = torch.cat([torch.randperm(B, device=device) for _ in range(args.update_epochs)])
-    for idx in shuffled.split(args.minibatch_size):  # (M,); M divides B, so no epoch is cut
-        if args.target_kl is not None and minibatch_kl(agent, batch, idx) > args.target_kl:
-            break
+    for idx in shuffled.split(B // args.num_minibatches):  # (M,); M divides B: no epoch is cut
+        if args.target_kl:
+            with torch.no_grad():
+                logprobs = agent.policy(batch.obs[idx]).log_prob(batch.actions[idx])
+            if approx_kl(logprobs, batch.logprobs[idx]) > args.target_kl:
+                break
         if idx.is_cuda and len(grad_norms) == 1:  # the first step runs as it is, to warm up
             step = cuda_graph(step, idx)
         grad_norms.append(step(idx))
     metrics = diagnostics(agent, batch, grad_norms, args)
-    agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not earlier: they are part of π_old
+    agent.obs_stats.update(rollout.obs.flatten(0, 1))  # only now: they are part of π_old
     return metrics
-
-
-@torch.no_grad()
-def minibatch_kl(agent: Agent, batch: Batch, idx: Tensor) -> float:
-    logprobs = agent.policy(batch.obs[idx]).log_prob(batch.actions[idx])
-    return float(approx_kl(logprobs, batch.logprobs[idx]))
 
 
 @torch.no_grad()
@@ -628,7 +610,7 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
-        self.last_start = self.total - args.batch_size  # behind it, no iteration begins
+        self.last_start = self.total - args.batch_size  # after it, no iteration begins
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -638,9 +620,13 @@ class Logger:
         self.wandb = None
         if args.track:
             import wandb
-            self.wandb = wandb.init(
-                project=args.wandb_project_name, entity=args.wandb_entity, dir=str(run_dir),
-                name=run_dir.name, id=run_dir.name, resume="allow", config=dataclasses.asdict(args))
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name, entity=args.wandb_entity, dir=str(run_dir),
+                    name=run_dir.name, id=run_dir.name, resume="allow",
+                    config=dataclasses.asdict(args))
+            except wandb.Error as error:
+                raise UserError(f"--track: {error} (WANDB_MODE=offline needs no account)")
             self.wandb.define_metric("*", step_metric="global_step")
         self.bar = tqdm(total=self.total, initial=progress.global_step, file=sys.stdout,
                         disable=not sys.stdout.isatty(), dynamic_ncols=True,
@@ -677,10 +663,7 @@ class Logger:
                "episodic_length": mean_or_blank(lengths), "SPS": sps,
                "return_100": mean_or_blank(progress.last_returns), **metrics}
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.writer(file).writerows([row.values()] if file.tell() else [row, row.values()])
         average = f"{row['return_100']:.1f}" if progress.last_returns else "–"
         text = f"return {average}, {sps:,} SPS"
         self.bar.set_postfix_str(text, refresh=False)
@@ -721,14 +704,12 @@ def load_checkpoint(flag: str, run_dir: str) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] == ALGORITHM:
-            checkpoint["args"], checkpoint["progress"] = (
-                Args(**checkpoint["args"]), Progress(**checkpoint["progress"]))
+            return checkpoint | {"args": Args(**checkpoint["args"]),
+                                 "progress": Progress(**checkpoint["progress"])}
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged, or from another version of "
                         f"this script ({type(error).__name__})")
-    if checkpoint["algorithm"] != ALGORITHM:
-        raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
-    return checkpoint
+    raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
 
 
 def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progress:
@@ -776,7 +757,8 @@ def check_args(args: Args) -> None:
     parts = getattr(args, "num_minibatches", None)
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
-                        "(--num-envs × --num-steps) into minibatches of 2 or more")
+                        "(--num-envs × --num-steps) into minibatches of 2 or more: change one "
+                        "of the three")
     if hasattr(args, "num_steps") and args.batch_size == 1:
         raise UserError(f"--num-steps {args.num_steps}: with --num-envs 1 that is a batch of one "
                         "step, which has no spread; raise either")
@@ -791,31 +773,37 @@ def check_args(args: Args) -> None:
     if getattr(args, "compile", False) and not args.evaluate and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none "
                         "(--no-compile goes without)")
+    if args.track and not args.evaluate and not importlib.util.find_spec("wandb"):
+        raise UserError("--track: needs wandb (pip install wandb)")
     if args.capture_video:
         check_video(args)
 
 
 def check_video(args: Args) -> None:
-    """UserError if one frame cannot be drawn or moviepy is missing."""
+    """UserError if there are no episodes to film, no frame can be drawn or moviepy is missing."""
+    if not args.eval_episodes:
+        raise UserError("--capture-video: films the evaluation, so not with --eval-episodes 0")
+    make_envs(dataclasses.replace(args, num_envs=1)).close()  # says what is wrong with --env-id
     try:
         env = gym.make(args.env_id, render_mode="rgb_array")
         env.reset()
         env.render()
         env.close()
         importlib.metadata.version("moviepy")
-    except gym.error.UnregisteredEnv:
-        pass  # make_envs says it better
     except Exception as error:
-        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
-                        "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
+        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (pip install moviepy "
+                        "if that is missing; MuJoCo without a display: MUJOCO_GL=egl or osmesa)")
 
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl"):
         if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
+            advice = ("Often a smaller --learning-rate helps (TRPO's policy: --target-kl)"
+                      if name in ("policy_loss", "value_loss", "approx_kl") else
+                      "The environment returned it")
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
-                            "saved before stays as it is. Often a smaller --learning-rate helps")
+                            f"saved before stays as it is. {advice}")
 
 
 def start(args: Args) -> torch.device:

@@ -6,7 +6,7 @@ returns are compared with, but no return is ever estimated by it.
 
     repeat until the step budget is spent                                       (9. train)
         run π in N environments until E whole episodes are over                 (4. collect_rollout)
-        sum up the rewards behind every action: G_t = r_t + γ r_{t+1} + …       (5. rewards_to_go)
+        sum up the rewards after every action: G_t = r_t + γ r_{t+1} + …        (5. rewards_to_go)
         compare with what is usual: Ψ_t = G_t − b                               (5. with_baseline)
         one step along ∇ mean over episodes of Σ_t log π(a_t|s_t) Ψ_t           (6. policy_loss)
                                                                                 (7. update)
@@ -151,7 +151,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
     try:
         if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
             import mujoco
-            mujoco.set_mju_user_warning(say_once)  # else once for each environment
+            mujoco.set_mju_user_warning(lambda text: say_once(text.split(" Time = ")[0]))
         return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
                                         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except (gym.error.Error, ImportError) as error:
@@ -259,8 +259,9 @@ class Categorical(torch.distributions.Distribution):
 class Agent(nn.Module):
     """Policy π(a|s), value function V(s) and the running normalisation that both depend on.
 
-    Two networks: the policy's, and V(s). Discrete actions: the policy's gives the logits. A vector
-    of real numbers: it gives the mean μ(s), and log σ is a parameter, the same in all states.
+    Two networks, one for the policy and one for V(s). For Discrete actions the policy's outputs are
+    the logits; for a vector of real numbers they are the mean μ(s), and log σ is a parameter, the
+    same in all states.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args = Args()):
@@ -353,44 +354,37 @@ class Rollout(NamedTuple):
     obs: Tensor  # (T, E, O) s_t, raw
     actions: Tensor  # (T, E, A) or (T, E), a_t as sampled
     rewards: Tensor  # (T, E) r_t, raw; 0 where the mask is off
-    mask: Tensor  # (T, E) bool: step t belongs to the episode; off behind its end
+    mask: Tensor  # (T, E) bool: step t belongs to the episode; off after its end
     episodes: list[tuple[int, float, int]]  # (step of this rollout, return, length) of each
     size: int  # environment steps taken, the masked ones too
 
 
-def in_numpy(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
+def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     """The same function of the same weights, computed by NumPy. For a few rows that is several
-    times faster, because there each operation costs what it takes to call it."""
-
-    def translate(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-        if isinstance(layer, nn.Linear):
-            weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
-            return lambda x: x @ weight + bias
-        if isinstance(layer, nn.Tanh):
-            return np.tanh
-        return lambda x: layer(torch.from_numpy(x)).numpy()  # any other layer: by PyTorch
-
-    def forward(x: np.ndarray) -> np.ndarray:
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    layers = [translate(layer) for layer in network]
-    return forward
+    times faster: the time goes into calling an operation, and NumPy's calls are cheaper."""
+    if isinstance(layer, nn.Sequential):
+        parts = [in_numpy(part) for part in layer]
+        return lambda x: functools.reduce(lambda y, part: part(y), parts, x)
+    if isinstance(layer, nn.Linear):
+        weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+        return lambda x: x @ weight + bias
+    if isinstance(layer, nn.Tanh):
+        return np.tanh
+    return lambda x: layer(torch.from_numpy(x)).numpy()  # any other layer: by PyTorch
 
 
 @torch.no_grad()
 def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, args: Args
                     ) -> tuple[Rollout, np.ndarray]:
     """E whole episodes in rounds of N: all environments start together, and the round is over when
-    all have ended. Who ends early plays on, but what it does is masked.
+    all have ended. One whose episode ends early goes on stepping; those steps are masked.
 
-    The first E episodes to end would be the wrong ones: they are the short ones. The baseline
-    "group" lets all episodes of a round start in the same state.
+    Taking the first E episodes that end would be biased: short ones end first. With the baseline
+    "group" all episodes of a round start in the same state.
 
-    An episode that a time limit cuts off counts as it is, a return of at most so many steps. To
-    weigh in what would have come after it takes V of its last state: see a2c.py. An environment
-    must end its episodes. obs is not used, as every round begins with a reset.
+    An episode that a time limit cuts off counts as it is. What would have followed could be
+    estimated by V of its last state: a2c.py does that. An environment must end its episodes. obs is
+    not used, as every round begins with a reset.
     """
     agent = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     actor, rounds, episodes, taken = in_numpy(agent.actor), [], [], 0
@@ -404,10 +398,9 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
             next_obs, rewards, terminated, truncated, infos = envs.step(agent.to_env(actions))
             steps.append((obs, actions.numpy(), (rewards * running).astype(np.float32), running))
             taken += args.num_envs
-            ended = running & (terminated | truncated)
-            if ended.any():
-                now = zip(infos["final_info"]["episode"]["r"], infos["final_info"]["episode"]["l"])
-                episodes += [(taken, float(r), int(n)) for (r, n), end in zip(now, ended) if end]
+            ended = terminated | truncated
+            episodes += [(taken, *end) for end, counts
+                         in zip(finished_episodes(infos), running[ended]) if counts]
             running, obs = running & ~ended, next_obs
         rounds.append([torch.from_numpy(np.array(x)).transpose(0, 1) for x in zip(*steps)])
     columns = ([column for x in xs for column in x] for xs in zip(*rounds))  # E × (T_round, …)
@@ -419,7 +412,7 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
 # 5. Advantages    [specific]
 # ==================================================================================================
 def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """G_t = r_t + γ G_{t+1} within each episode, 0 behind its end.    (T, E) → (T, E)    [PG]
+    """G_t = r_t + γ G_{t+1} within each episode, 0 after its end.    (T, E) → (T, E)    [PG]
 
     What was earned before a_t is left out: a_t has no influence on it, so it is noise (causality).
     The policy gradient of the discounted return has another factor γ^t in front of each term. It
@@ -435,7 +428,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 def with_baseline(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> Tensor:
     """Ψ_t = G_t − b, what multiplies ∇ log π(a_t|s_t).    (T, E) → (T, E)
 
-        none    b = 0
+        none    b = 0 (but the update subtracts the batch's mean, unless --no-norm-adv)
         mean    b = the mean of G over the other episodes; with its own, b would depend on a_t
                 (with E = 1 there are none, and b = 0)
         value   b = V(s_t)
@@ -453,7 +446,7 @@ def with_baseline(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> 
         scaled = centred / (group.std(1, keepdim=True) + 1e-8)
         return scaled.flatten().to(returns).expand_as(returns)
     if not args.reward_to_go:
-        returns = returns[0] * mask  # G_0 at each step: noisier, and with γ^t, which G_t drops
+        returns = returns[0] * mask  # G_0 at each step: noisier, and discounted from the start
     if args.baseline == "none":
         return returns
     if args.baseline == "value":
@@ -477,11 +470,10 @@ class Batch(NamedTuple):
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scale the rewards (which updates their statistics); returns and Ψ; drop the padding."""
     device, mask = next(agent.parameters()).device, rollout.mask
-    in_a_row = mask.T  # (E, T): episode after episode, lest the padding enter the statistics
+    in_a_row = mask.T  # (E, T): episode after episode, so that no padding enters the statistics
     last = mask & ~torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # (T, E) each one's last step
     scaled = agent.scale_rewards(rollout.rewards.T[in_a_row][:, None], last.T[in_a_row][:, None])
-    rewards = torch.zeros_like(rollout.rewards.T)
-    rewards[in_a_row] = scaled.squeeze(1)
+    rewards = rollout.rewards.T.masked_scatter(in_a_row, scaled)
     values = agent.value(rollout.obs.to(device)).cpu()
     returns = rewards_to_go(rewards.T, mask, args.gamma)
     psi = with_baseline(returns, values, mask, args)
@@ -508,7 +500,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, episodes: int) -> Tensor:
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
 
-    One number per action each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
+    (n,) each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
     """
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
@@ -522,9 +514,9 @@ class Adam(nn.Module):
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
 
-    m̂ and v̂ are m and v divided by 1 − βᵏ, since both start at 0. On one vector that is a handful
-    of operations: cheap to call, and easy to compile together with the gradient. ε = 1e-5, not the
-    usual 1e-8, is folklore.
+    m̂ and v̂ are m and v divided by 1 − βᵏ (k: steps so far), as both start at 0. On one vector
+    that is a handful of operations: cheap to call, and easy to compile together with the gradient.
+    ε = 1e-5, not the usual 1e-8, is folklore.
     """
 
     def __init__(self, parameters: list[nn.Parameter], learning_rate: float,
@@ -538,10 +530,6 @@ class Adam(nn.Module):
         self.register_buffer("v", torch.zeros_like(self.theta))
         self.register_buffer("k", torch.zeros((), dtype=torch.float64, device=self.theta.device))
         self.register_buffer("lr", torch.tensor(learning_rate, device=self.theta.device))
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        """∇_θ loss, a vector like θ."""
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.views)])
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
@@ -559,7 +547,7 @@ def make_optimizer(agent: Agent, args: Args) -> Adam:
 
 def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> list[Tensor]:
     """One step on the whole batch; returns policy loss, value loss, entropy and gradient norm, all
-    as they were before it, and the KL divergence that it caused."""
+    before the step, and KL(π_old ‖ π) after it."""
     policy, episodes = agent.policy(batch.obs), args.episodes_per_update
     pg_loss = policy_loss(policy.log_prob(batch.actions), batch.advantages, episodes)
     v_loss = 0.5 * F.mse_loss(agent.value(batch.obs), batch.returns)
@@ -567,7 +555,7 @@ def gradient_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> li
     loss = pg_loss + (args.vf_coef if args.baseline == "value" else 0.0) * v_loss
     if args.ent_coef:
         loss = loss - args.ent_coef * entropy * len(batch.obs) / episodes  # a sum over time, too
-    gradient = optimizer.gradient(loss)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, optimizer.views)])
     norm = gradient.norm()
     if args.max_grad_norm:
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -594,7 +582,7 @@ def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[
         "explained_variance": 1 - (batch.returns - batch.values).var() / batch.returns.var(),
         "grad_norm": norm,
     }
-    agent.obs_stats.update(batch.obs)  # not earlier: they are part of π
+    agent.obs_stats.update(batch.obs)  # only now: they are part of π
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -629,7 +617,7 @@ class Logger:
 
     def __init__(self, args: Args, run_dir: Path, progress: Progress):
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
-        self.last_start = self.total - args.batch_size  # behind it, no iteration begins
+        self.last_start = self.total - args.batch_size  # after it, no iteration begins
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
             rows = [r for r in csv.reader(self.path.open())
                     if r[0] == "iteration" or int(r[0]) <= progress.iteration]
@@ -639,9 +627,13 @@ class Logger:
         self.wandb = None
         if args.track:
             import wandb
-            self.wandb = wandb.init(
-                project=args.wandb_project_name, entity=args.wandb_entity, dir=str(run_dir),
-                name=run_dir.name, id=run_dir.name, resume="allow", config=dataclasses.asdict(args))
+            try:
+                self.wandb = wandb.init(
+                    project=args.wandb_project_name, entity=args.wandb_entity, dir=str(run_dir),
+                    name=run_dir.name, id=run_dir.name, resume="allow",
+                    config=dataclasses.asdict(args))
+            except wandb.Error as error:
+                raise UserError(f"--track: {error} (WANDB_MODE=offline needs no account)")
             self.wandb.define_metric("*", step_metric="global_step")
         self.bar = tqdm(total=self.total, initial=progress.global_step, file=sys.stdout,
                         disable=not sys.stdout.isatty(), dynamic_ncols=True,
@@ -678,10 +670,7 @@ class Logger:
                "episodic_length": mean_or_blank(lengths), "SPS": sps,
                "return_100": mean_or_blank(progress.last_returns), **metrics}
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.writer(file).writerows([row.values()] if file.tell() else [row, row.values()])
         average = f"{row['return_100']:.1f}" if progress.last_returns else "–"
         text = f"return {average}, {sps:,} SPS"
         self.bar.set_postfix_str(text, refresh=False)
@@ -722,14 +711,12 @@ def load_checkpoint(flag: str, run_dir: str) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] == ALGORITHM:
-            checkpoint["args"], checkpoint["progress"] = (
-                Args(**checkpoint["args"]), Progress(**checkpoint["progress"]))
+            return checkpoint | {"args": Args(**checkpoint["args"]),
+                                 "progress": Progress(**checkpoint["progress"])}
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged, or from another version of "
                         f"this script ({type(error).__name__})")
-    if checkpoint["algorithm"] != ALGORITHM:
-        raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
-    return checkpoint
+    raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
 
 
 def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progress:
@@ -777,7 +764,8 @@ def check_args(args: Args) -> None:
     parts = getattr(args, "num_minibatches", None)
     if parts and (args.batch_size % parts or args.batch_size // parts < 2):
         raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
-                        "(--num-envs × --num-steps) into minibatches of 2 or more")
+                        "(--num-envs × --num-steps) into minibatches of 2 or more: change one "
+                        "of the three")
     if hasattr(args, "num_steps") and args.batch_size == 1:
         raise UserError(f"--num-steps {args.num_steps}: with --num-envs 1 that is a batch of one "
                         "step, which has no spread; raise either")
@@ -792,31 +780,37 @@ def check_args(args: Args) -> None:
     if getattr(args, "compile", False) and not args.evaluate and not any(compilers):
         raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none "
                         "(--no-compile goes without)")
+    if args.track and not args.evaluate and not importlib.util.find_spec("wandb"):
+        raise UserError("--track: needs wandb (pip install wandb)")
     if args.capture_video:
         check_video(args)
 
 
 def check_video(args: Args) -> None:
-    """UserError if one frame cannot be drawn or moviepy is missing."""
+    """UserError if there are no episodes to film, no frame can be drawn or moviepy is missing."""
+    if not args.eval_episodes:
+        raise UserError("--capture-video: films the evaluation, so not with --eval-episodes 0")
+    make_envs(dataclasses.replace(args, num_envs=1)).close()  # says what is wrong with --env-id
     try:
         env = gym.make(args.env_id, render_mode="rgb_array")
         env.reset()
         env.render()
         env.close()
         importlib.metadata.version("moviepy")
-    except gym.error.UnregisteredEnv:
-        pass  # make_envs says it better
     except Exception as error:
-        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} "
-                        "(without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa)")
+        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (pip install moviepy "
+                        "if that is missing; MuJoCo without a display: MUJOCO_GL=egl or osmesa)")
 
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
     for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl"):
         if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
+            advice = ("Often a smaller --learning-rate helps (TRPO's policy: --target-kl)"
+                      if name in ("policy_loss", "value_loss", "approx_kl") else
+                      "The environment returned it")
             raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
-                            "saved before stays as it is. Often a smaller --learning-rate helps")
+                            f"saved before stays as it is. {advice}")
 
 
 def start(args: Args) -> torch.device:

@@ -238,7 +238,7 @@ def test_minibatches_must_divide_the_batch(script, refused):
     """Neither an incomplete last minibatch nor a minibatch of one."""
     sizes = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches"]
     for parts in (3, 16, 32):  # 16 transitions
-        refused(script, [f"--num-minibatches {parts}", "16"], *sizes, parts)
+        refused(script, [f"--num-minibatches {parts}", "16", "--num-steps"], *sizes, parts)
 
 
 @each([s for s in SCRIPTS if hasattr(s.Args, "num_steps")])
@@ -275,6 +275,21 @@ def test_film_without_pictures(script, refused):
     """--capture-video where the environment cannot be rendered is refused before training."""
     env_id = register(Spaces, action=ACTION[kinds(script)[0]])
     refused(script, ["--capture-video", env_id], "--env-id", env_id, "--capture-video")
+
+
+@each(SCRIPTS)
+def test_film_of_nothing(script, refused):
+    """An environment that is not there is --env-id's fault; without an evaluation there is no film."""
+    refused(script, ["--env-id Nowhere-v0"], "--env-id", "Nowhere-v0", "--capture-video")
+    refused(script, ["--capture-video", "--eval-episodes 0"], "--env-id",
+            register(Count, kind=kinds(script)[0]), "--capture-video", "--eval-episodes", 0)
+
+
+@each(SCRIPTS)
+def test_track_without_wandb(script, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(script, ["--track", "pip install wandb"], "--env-id",
+            register(Count, kind=kinds(script)[0]), "--track")
 
 
 @each([s for s in SCRIPTS if hasattr(s.Args, "compile")])

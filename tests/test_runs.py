@@ -2,6 +2,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -369,6 +370,27 @@ def test_nan_loss_stops_the_run(script, kind, name, tmp_path, monkeypatch):
         trained(script, tmp_path, env_id=register(Count, kind=kind, lengths=(4,)))
 
 
+@each(SCRIPTS)
+def test_whose_nan_it_is(script):
+    """The environment's is not blamed on the learning rate."""
+    with pytest.raises(script.UserError, match="next_obs .*step 7.*environment"):
+        script.check_finite(7, {"obs": torch.zeros(2), "next_obs": torch.tensor([0.0, math.nan])})
+    with pytest.raises(script.UserError, match="value_loss .*step 7.*--learning-rate"):
+        script.check_finite(7, {"policy_loss": 1.0, "value_loss": math.inf})
+
+
+@each(SCRIPTS)
+def test_a_warning_is_said_once(script, monkeypatch):
+    """MuJoCo's warnings end in the simulated time, which is another one each time."""
+    mujoco, handlers, said = pytest.importorskip("mujoco"), [], []
+    monkeypatch.setattr(mujoco, "set_mju_user_warning", handlers.append)
+    monkeypatch.setattr(script, "say_once", functools.cache(said.append))
+    script.make_envs(script.Args(env_id="HalfCheetah-v4", num_envs=1)).close()
+    for time in (0.05, 0.1):
+        handlers[0](f"Nan in QACC at DOF 0. The simulation is unstable. Time = {time}.")
+    assert said == ["Nan in QACC at DOF 0. The simulation is unstable."]
+
+
 # --------------------------------------------------------------------------------------------------
 # W&B, video, GPU
 # --------------------------------------------------------------------------------------------------
@@ -393,6 +415,19 @@ def test_track(script, mode, tmp_path, monkeypatch):
     assert bool(list(run.glob("wandb/offline-run-*/*.wandb"))) == (mode == "offline")
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
     assert len(rows(run)) == 4
+
+
+@each(SCRIPTS[-1:])
+def test_track_without_an_account(script, tmp_path, monkeypatch):
+    """What W&B objects to is said in one line."""
+    wandb = pytest.importorskip("wandb")
+
+    def no_account(**_):
+        raise wandb.errors.UsageError("api_key not configured")
+
+    monkeypatch.setattr(wandb, "init", no_account)
+    with pytest.raises(script.UserError, match="--track: api_key not configured .*WANDB_MODE"):
+        trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]), track=True)
 
 
 @each([s for s in SCRIPTS if "discrete" in kinds(s)][:1])
