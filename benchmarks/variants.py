@@ -29,6 +29,19 @@ def adam(script: ModuleType) -> None:
     script.make_optimizer = importlib.import_module("ppo_discrete").make_optimizer
 
 
+def annealed_std(script: ModuleType) -> None:
+    """log σ falls linearly from --log-std-init to −2.5 over the run, and is not learned."""
+    update, last = script.update, -2.5
+
+    def update_and_anneal(agent, optimizer, rollout, args):
+        metrics, first = update(agent, optimizer, rollout, args), args.log_std_init
+        done = 1 - float(optimizer.lr) / args.learning_rate + rollout.size / args.total_timesteps
+        agent.log_std.data.fill_(first + done * (last - first))
+        return metrics
+
+    script.update = update_and_anneal
+
+
 def squashed_gaussian(script: ModuleType) -> None:
     """a = tanh(u), u Gaussian: inside the bounds without clipping, as in SAC (arXiv 1801.01290)."""
 
@@ -94,7 +107,8 @@ def beta(script: ModuleType) -> None:
     script.Agent = BetaAgent
 
 
-VARIANTS = {f.__name__: f for f in (time_limits_terminate, adam, squashed_gaussian, beta)}
+VARIANTS = {f.__name__: f for f in (time_limits_terminate, adam, annealed_std, squashed_gaussian,
+                                    beta)}
 
 
 def main() -> None:

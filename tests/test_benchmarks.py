@@ -190,6 +190,22 @@ def test_adam(script):
         variants.adam(script)
 
 
+def test_annealed_std(script, tmp_path, monkeypatch):
+    """From the first value to −2.5, linearly in the steps taken, whatever the gradient says."""
+    variants.annealed_std(script)
+    seen, collect = [], script.collect_rollout
+
+    def look_and_collect(agent, *rest):
+        seen.append(agent.log_std.tolist())
+        return collect(agent, *rest)
+
+    monkeypatch.setattr(script, "collect_rollout", look_and_collect)
+    agent = script.train(script.Args(
+        env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=32, num_minibatches=2,
+        log_std_init=-0.5, eval_episodes=0, run_dir=str(tmp_path), cuda=False))
+    assert [*seen, agent.log_std.tolist()] == [pytest.approx([x]) for x in (-0.5, -1, -1.5, -2, -2.5)]
+
+
 @pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
 def test_bounded_distributions(script, variant):
     """Of one action: its density integrates to 1, its entropy is −∫ p log p, samples have its mean,
