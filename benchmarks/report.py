@@ -195,7 +195,8 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-DISTRIBUTIONS = {"": "Gaussian, clipped", "squashed_gaussian": "Gaussian, squashed", "beta": "Beta"}
+DISTRIBUTIONS = {"": "Gaussian, clipped", "annealed_std": "Gaussian, clipped, σ annealed",
+                 "squashed_gaussian": "Gaussian, squashed", "beta": "Beta"}
 
 
 def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:

@@ -170,9 +170,10 @@ def health() -> list[Experiment]:
 
 
 def actions() -> list[Experiment]:
-    """PPO's distribution over bounded actions: a clipped Gaussian (ours), a squashed one, Beta."""
+    """PPO's distribution over bounded actions: a clipped Gaussian, with σ learned (ours) or falling
+    on a schedule; a squashed one; Beta."""
     return [experiment("ppo_continuous", env_id, variant=variant) for env_id in MUJOCO
-            for variant in ("", "squashed_gaussian", "beta")]
+            for variant in ("", "annealed_std", "squashed_gaussian", "beta")]
 
 
 def smoke() -> list[Experiment]:

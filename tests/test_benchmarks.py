@@ -314,8 +314,8 @@ def test_distributions_table(report):
     jobs = [job for job in run.actions() if job.env_id != "Walker2d-v4"]
     runs = {job: [fake_run(report, job, 1, 5.0), fake_run(report, job, 2, 7.0)] for job in jobs}
     lines = report.distributions(runs).splitlines()[2:]
-    assert len(lines) == 3
-    assert lines[2] == "| Beta | 6 ± 1 (7; 2 runs) | 6 ± 1 (7; 2 runs) | – |"
+    assert len(lines) == 4
+    assert lines[3] == "| Beta | 6 ± 1 (7; 2 runs) | 6 ± 1 (7; 2 runs) | – |"
 
 
 def test_figures(report, tmp_path, monkeypatch):
