@@ -162,6 +162,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
     try:
         if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
             import mujoco
+            # without the simulated time that a warning ends in, or each would be a new text
             mujoco.set_mju_user_warning(lambda text: say_once(text.split(" Time = ")[0]))
         return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
                                         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)

@@ -30,7 +30,10 @@ def adam(script: ModuleType) -> None:
 
 
 def annealed_std(script: ModuleType) -> None:
-    """log σ falls linearly from --log-std-init to −2.5 over the run, and is not learned."""
+    """log σ falls linearly from --log-std-init to −2.5 over the run, and is not learned.
+
+    How much of the run is over it sees from the learning rate, so not with --no-anneal-lr.
+    """
     update, last = script.update, -2.5
 
     def update_and_anneal(agent, optimizer, rollout, args):

@@ -280,7 +280,8 @@ def test_film_without_pictures(script, refused):
 @each(SCRIPTS)
 def test_film_of_nothing(script, refused):
     """An environment that is not there is --env-id's fault; without an evaluation there is no film."""
-    refused(script, ["--env-id Nowhere-v0"], "--env-id", "Nowhere-v0", "--capture-video")
+    for env_id in ("Nowhere-v0", "no_such_module:Nowhere-v0"):
+        refused(script, [f"--env-id {env_id}"], "--env-id", env_id, "--capture-video")
     refused(script, ["--capture-video", "--eval-episodes 0"], "--env-id",
             register(Count, kind=kinds(script)[0]), "--capture-video", "--eval-episodes", 0)
 
