@@ -66,7 +66,7 @@ class Args:
     num_steps: int = 64  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
     gae_lambda: float = 0.98  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return − V(s)
-    learning_rate: float = 3e-3  # Adam's step size
+    learning_rate: float = 3e-3  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus

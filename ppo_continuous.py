@@ -63,7 +63,7 @@ class Args:
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return − V(s)
-    learning_rate: float = 3e-4  # Adam's step size
+    learning_rate: float = 3e-4  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
     num_minibatches: int = 16  # minibatches per pass; each holds M = B / this transitions

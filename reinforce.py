@@ -68,7 +68,7 @@ class Args:
     gamma: float = 0.99  # γ, discount factor
     reward_to_go: bool = True  # weigh an action by what came after it; off: by the whole return
     baseline: Literal["none", "mean", "value", "group"] = "value"  # what returns are compared with
-    learning_rate: float = 3e-3  # Adam's step size
+    learning_rate: float = 3e-3  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
     ent_coef: float = 0.0  # c_e, weight of the entropy bonus

@@ -69,7 +69,7 @@ class Args:
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.993  # γ, discount factor
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return − V(s)
-    learning_rate: float = 1e-3  # Adam's step size
+    learning_rate: float = 1e-3  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     target_kl: float = 0.04  # δ, the KL that an update may reach; with --anneal-lr it falls, too
     cg_iters: int = 10  # iterations of the conjugate gradient method

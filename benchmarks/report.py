@@ -181,12 +181,16 @@ ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2
 
 
 def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
-    """The ablation, one row per change, with the means of Engstrom et al. 2020 beside it."""
+    """The ablation, one row per change, with the means of Engstrom et al. 2020 beside it; marked
+    where Welch's t-test tells the runs from those of the unchanged algorithm."""
     cells = defaultdict(dict)
     for job, title in ablation_titles().items():
         if job in runs:
             finals = np.array([run.final for run in runs[job]])
-            cells[title][job.env_id] = f"{spread(finals)} ({len(finals)})"
+            unchanged = runs.get(suites.experiment(job.script, job.env_id), [])
+            p = stats.ttest_ind(finals, [run.final for run in unchanged], equal_var=False).pvalue
+            mark = " *" if p < 0.05 else ""
+            cells[title][job.env_id] = f"{spread(finals)} ({len(finals)}){mark}"
     tasks = ("Hopper-v4", "Walker2d-v4")
     lines = ["| | " + " | ".join(tasks) + " | Engstrom et al. 2020, -v2 |", "|---|---:|---:|---|"]
     for title, row in cells.items():

@@ -240,7 +240,7 @@ def shorten(cell: str) -> str:
 class Options:
     suite: Annotated[Literal[tuple(SUITES)], tyro.conf.Positional]  # which suite to run
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # each experiment runs with each of them
-    only: str = ""  # only experiments with this in their name, as --dry-run prints it
+    only: tuple[str, ...] = ()  # only experiments with all of these in what --dry-run prints
     jobs: int = os.cpu_count() or 1  # runs at once, one thread each
     compile: bool = False  # pass --compile on: worth it from about 500,000 steps
     cuda: bool = False  # train on the GPU if there is one
@@ -267,7 +267,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__.splitlines()[0])
     results, runs = options.results.resolve(), options.runs.resolve()
     wanted = [(job, seed) for seed in options.seeds
-              for job in dict.fromkeys(SUITES[options.suite]()) if options.only in job.name]
+              for job in dict.fromkeys(SUITES[options.suite]())
+              if all(part in job.name for part in options.only)]
     missing = [(job, seed) for job, seed in wanted
                if not is_done(results / f"{job.name}__seed{seed}.csv", job)]
     if options.dry_run:

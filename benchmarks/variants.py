@@ -30,7 +30,7 @@ def adam(script: ModuleType) -> None:
 
 
 def annealed_std(script: ModuleType) -> None:
-    """log σ falls linearly from --log-std-init to −2.5 over the run, and is not learned.
+    """Whatever an update makes of log σ, after it log σ is on a line from --log-std-init to −2.5.
 
     How much of the run is over it sees from the learning rate, so not with --no-anneal-lr.
     """

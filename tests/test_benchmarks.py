@@ -1,5 +1,6 @@
 """benchmarks/: the runner (interrupted, resumed, with a failure), its variants, the report."""
 import csv
+import functools
 import importlib
 import json
 import math
@@ -308,6 +309,17 @@ def test_ablation_table(report):
     assert len(lines) == len(run.ABLATIONS) + 3 and all("| 7 (1) | 7 (1) |" in line for line in lines)
     assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM_AGENTS) == 5
     assert "| TRPO, all of these off | 7 (1) | 7 (1) | TRPO 2,043, 2,791 |" in lines
+
+
+def test_ablation_marks(report):
+    """By hand, Welch: of 1, 2, 3 and 4, 5, 6 t = −3.67 with 4 degrees of freedom, p = 0.021; of
+    1, 2, 3 and 2, 4, 6 t = −1.55 with 2.9, p = 0.22. Only the first is marked."""
+    job = functools.partial(run.experiment, "ppo_continuous", "Hopper-v4")
+    numbers = {job(): (1, 2, 3), job(activation="relu"): (4, 5, 6), job(gamma=0.99): (2, 4, 6)}
+    runs = {j: [fake_run(report, j, n, float(n)) for n in group] for j, group in numbers.items()}
+    lines = report.engstrom(runs).splitlines()[2:]
+    assert lines == ["| PPO | 2 ± 1 (3) | – | PPO 2,513, 3,292 |", "| ReLU | 5 ± 1 (3) * | – |  |",
+                     "| γ = 0.99 | 4 ± 2 (3) | – |  |"]
 
 
 def test_distributions_table(report):
