@@ -29,6 +29,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -115,12 +116,17 @@ class UserError(Exception):
     """Something the user can mend: `main` prints it as one line and exits with code 2."""
 
 
-class LastInfoOnly(gym.Wrapper):
-    """No info before an episode's last step: a vector environment merges them, which takes long."""
+class EpisodeInfoOnly(gym.Wrapper):
+    """No info but "episode", at its end. A vector environment merges infos: that takes long, and
+    fails where they do not fit together."""
+
+    def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
+        return self.env.reset(**kwargs)[0], {}
 
     def step(self, action: np.ndarray | int) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated, truncated, info if terminated or truncated else {}
+        info = {"episode": info["episode"]} if terminated or truncated else {}
+        return obs, reward, terminated, truncated, info
 
 
 def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.VectorEnv:
@@ -147,7 +153,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
             env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
         space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         to_float32 = functools.partial(np.array, dtype=np.float32)  # copies: some reuse their array
-        return LastInfoOnly(gym.wrappers.TransformObservation(env, to_float32, space))
+        return EpisodeInfoOnly(gym.wrappers.TransformObservation(env, to_float32, space))
 
     try:
         if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
@@ -742,13 +748,19 @@ def check_args(args: Args) -> None:
                "cg_iters backtrack_iters")
     for names, limits, inside in (
             (above_0, "above 0", lambda x: x > 0),
-            ("seed ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
+            ("ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
              lambda x: x >= 0),
+            ("seed", "from 0 to 2^64 − 1", lambda x: 0 <= x < 2**64),
             ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
         for name in names.split():
             value = getattr(args, name, None)
             if value is not None and not inside(value):
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not (np.isfinite(value) or name.startswith("clip_")):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be finite")
+    if "" in (args.resume, args.evaluate):
+        raise UserError('--resume "" or --evaluate "": give a run directory')
     if args.evaluate and (args.resume or not args.eval_episodes):
         raise UserError(f"--evaluate {args.evaluate}: goes with neither --resume nor "
                         "--eval-episodes 0")
@@ -808,8 +820,10 @@ def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
 
 
 def start(args: Args) -> torch.device:
-    """Seed PyTorch and choose the device."""
+    """Seed the random number generators and choose the device."""
     torch.manual_seed(args.seed)
+    random.seed(args.seed)  # this one and the next for environments that draw from them
+    np.random.seed(args.seed % 2**32)
     torch.set_num_threads(1)  # networks of this size lose with more
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
@@ -827,7 +841,7 @@ def train(args: Args) -> Agent:
     run_dir = Path(args.run_dir, f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
-    announce(args, device, run_dir, progress)
+    announce(args, envs, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
     saved = began = time.perf_counter()
     with contextlib.closing(Logger(args, run_dir, progress)) as logger:
@@ -857,7 +871,8 @@ def train(args: Args) -> Agent:
     return agent
 
 
-def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress) -> None:
+def announce(args: Args, envs: gym.vector.SyncVectorEnv, device: torch.device, run_dir: Path,
+             progress: Progress) -> None:
     """Say what is about to run, and write args.json."""
     facts = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
              "python": sys.version.split()[0]}
@@ -873,6 +888,8 @@ def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress
     print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
     if args.cuda and device.type == "cpu":
         print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
+    if envs.envs[0].spec.max_episode_steps is None:
+        print(f"{args.env_id} has no registered time limit: its episodes must end by themselves")
     if args.resume:
         print(f"resumed at step {progress.global_step:,}; running episodes start anew")
     print(f"{args.plan}, in {run_dir}", flush=True)
@@ -887,6 +904,7 @@ def caught_signals() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signum)
+        os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

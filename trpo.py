@@ -35,6 +35,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -125,12 +126,17 @@ class UserError(Exception):
     """Something the user can mend: `main` prints it as one line and exits with code 2."""
 
 
-class LastInfoOnly(gym.Wrapper):
-    """No info before an episode's last step: a vector environment merges them, which takes long."""
+class EpisodeInfoOnly(gym.Wrapper):
+    """No info but "episode", at its end. A vector environment merges infos: that takes long, and
+    fails where they do not fit together."""
+
+    def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
+        return self.env.reset(**kwargs)[0], {}
 
     def step(self, action: np.ndarray | int) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated, truncated, info if terminated or truncated else {}
+        info = {"episode": info["episode"]} if terminated or truncated else {}
+        return obs, reward, terminated, truncated, info
 
 
 def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.VectorEnv:
@@ -157,7 +163,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
             env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
         space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         to_float32 = functools.partial(np.array, dtype=np.float32)  # copies: some reuse their array
-        return LastInfoOnly(gym.wrappers.TransformObservation(env, to_float32, space))
+        return EpisodeInfoOnly(gym.wrappers.TransformObservation(env, to_float32, space))
 
     try:
         if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
@@ -279,7 +285,8 @@ class Agent(nn.Module):
     def __init__(self, envs: gym.vector.VectorEnv, args: Args = Args()):
         super().__init__()
         space, obs_size = envs.single_action_space, envs.single_observation_space.shape[0]
-        self.continuous = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        self.continuous = (isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
+                           and len(space.shape) == 1)
         if not self.continuous and not isinstance(space, gym.spaces.Discrete):
             raise UserError(f"--env-id {args.env_id}: its actions are {space}; this script needs "
                             "Discrete actions or a vector of real numbers (Box)")
@@ -290,10 +297,10 @@ class Agent(nn.Module):
         self.actor = self.network(obs_size, outputs, gain=0.01)  # μ or logits ≈ 0 at first
         self.critic = self.network(obs_size, 1, gain=1.0)
         if self.continuous:
-            bounded = np.isfinite(space.low) & np.isfinite(space.high)
+            bounded = (space.low > -1e9) & (space.high < 1e9)  # some have 3e38 for no bound
             low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
             self.scale, self.shift = (high - low) / 2, (high + low) / 2  # 1 and 0 if not bounded
-            self.low, self.high = np.where(bounded, -1, space.low), np.where(bounded, 1, space.high)
+            self.low, self.high = space.low, space.high
             self.log_std = nn.Parameter(torch.full(space.shape, args.log_std_init))
         else:
             self.first_action = int(space.start)
@@ -331,13 +338,13 @@ class Agent(nn.Module):
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         """What the environment gets: an index, counted from the space's first action; or the
-        sample, clipped to [−1, 1] and stretched to the bounds.
+        sample, [−1, 1] stretched to the bounds and clipped to them.
 
         The sample itself is what is stored: log π belongs to it, not to the clipped action.
         """
         if not self.continuous:
             return actions.numpy() + self.first_action
-        return actions.numpy().clip(self.low, self.high) * self.scale + self.shift
+        return (actions.numpy() * self.scale + self.shift).clip(self.low, self.high)
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
         """r_t / std(R), where R_t = r_t + γ R_{t−1} starts anew with every episode. [IM §3]
@@ -879,13 +886,19 @@ def check_args(args: Args) -> None:
                "cg_iters backtrack_iters")
     for names, limits, inside in (
             (above_0, "above 0", lambda x: x > 0),
-            ("seed ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
+            ("ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
              lambda x: x >= 0),
+            ("seed", "from 0 to 2^64 − 1", lambda x: 0 <= x < 2**64),
             ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
         for name in names.split():
             value = getattr(args, name, None)
             if value is not None and not inside(value):
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not (np.isfinite(value) or name.startswith("clip_")):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be finite")
+    if "" in (args.resume, args.evaluate):
+        raise UserError('--resume "" or --evaluate "": give a run directory')
     if args.evaluate and (args.resume or not args.eval_episodes):
         raise UserError(f"--evaluate {args.evaluate}: goes with neither --resume nor "
                         "--eval-episodes 0")
@@ -945,8 +958,10 @@ def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
 
 
 def start(args: Args) -> torch.device:
-    """Seed PyTorch and choose the device."""
+    """Seed the random number generators and choose the device."""
     torch.manual_seed(args.seed)
+    random.seed(args.seed)  # this one and the next for environments that draw from them
+    np.random.seed(args.seed % 2**32)
     torch.set_num_threads(1)  # networks of this size lose with more
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
     torch.use_deterministic_algorithms(args.torch_deterministic)
@@ -964,7 +979,7 @@ def train(args: Args) -> Agent:
     run_dir = Path(args.run_dir, f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
     if args.resume:
         run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
-    announce(args, device, run_dir, progress)
+    announce(args, envs, device, run_dir, progress)
     obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
     saved = began = time.perf_counter()
     with contextlib.closing(Logger(args, run_dir, progress)) as logger:
@@ -994,7 +1009,8 @@ def train(args: Args) -> Agent:
     return agent
 
 
-def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress) -> None:
+def announce(args: Args, envs: gym.vector.SyncVectorEnv, device: torch.device, run_dir: Path,
+             progress: Progress) -> None:
     """Say what is about to run, and write args.json."""
     facts = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
              "python": sys.version.split()[0]}
@@ -1010,6 +1026,8 @@ def announce(args: Args, device: torch.device, run_dir: Path, progress: Progress
     print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
     if args.cuda and device.type == "cpu":
         print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
+    if envs.envs[0].spec.max_episode_steps is None:
+        print(f"{args.env_id} has no registered time limit: its episodes must end by themselves")
     if args.resume:
         print(f"resumed at step {progress.global_step:,}; running episodes start anew")
     print(f"{args.plan}, in {run_dir}", flush=True)
@@ -1024,6 +1042,7 @@ def caught_signals() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signum)
+        os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -193,11 +193,12 @@ def test_wrong_action_space(script, refused):
 
 
 @pytest.mark.parametrize("space", [gym.spaces.MultiDiscrete([2, 2]), gym.spaces.MultiBinary(3),
-                                   gym.spaces.Dict(a=BOX), gym.spaces.Box(-1, 1, (2, 2))],
-                         ids=lambda space: type(space).__name__)
+                                   gym.spaces.Dict(a=BOX), gym.spaces.Box(-1, 1, (2, 2)),
+                                   gym.spaces.Box(0, 5, (2,), np.int64)],
+                         ids=["MultiDiscrete", "MultiBinary", "Dict", "matrix", "integers"])
 @each(SCRIPTS)
 def test_unsupported_actions(script, space, refused):
-    """MultiDiscrete, MultiBinary, Dict and matrix actions are refused by name."""
+    """MultiDiscrete, MultiBinary, Dict, matrix and integer Box actions are refused by name."""
     env_id = register(Spaces, action=space)
     refused(script, ["--env-id", env_id, type(space).__name__], "--env-id", env_id)
 
@@ -213,6 +214,13 @@ def test_unsupported_observations(script, kind, space, word, refused):
     refused(script, ["--env-id", env_id, word], "--env-id", env_id)
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+@each(SCRIPTS)
+def test_no_run_directory(script, flag, refused):
+    """An empty name, as from a shell variable that is not set, starts no new run."""
+    refused(script, [flag, "run directory"], flag, "")
+
+
 # --------------------------------------------------------------------------------------------------
 # What is refused: numbers
 # --------------------------------------------------------------------------------------------------
@@ -222,6 +230,7 @@ def test_unsupported_observations(script, kind, space, word, refused):
     ("learning-rate", -0.1), ("learning-rate", "nan"), ("gamma", 1.5), ("gamma", -0.1),
     ("gae-lambda", 1.01), ("clip-coef", 0.0), ("clip-coef", -0.2), ("ent-coef", -0.1),
     ("vf-coef", -1.0), ("max-grad-norm", -1.0), ("target-kl", 0.0), ("seed", -1),
+    ("seed", 2**64), ("learning-rate", "inf"), ("ent-coef", "inf"), ("log-std-init", "nan"),
     ("eval-episodes", -1), ("clip-obs", 0.0), ("episodes-per-update", 0), ("critic-epochs", 0),
     ("cg-iters", 0), ("cg-damping", -0.1), ("backtrack-coef", 1.5), ("backtrack-iters", 0)])
 @each(SCRIPTS)

@@ -155,6 +155,41 @@ def test_half_bounded_actions_stay_in_bounds(script):
     assert np.min([env.actions for env in Count.built]) >= -0.5
 
 
+@pytest.mark.filterwarnings("error")
+@each(CONTINUOUS)
+def test_extreme_actions_are_in_the_space(script):
+    """Whatever the bounds, also after rounding; ±3e38 stands for no bound, not for a stretch."""
+    generator = np.random.default_rng(0)
+    for low, width in zip(generator.normal(size=20), generator.uniform(0.1, 9, 20)):
+        space = gym.spaces.Box(low, low + width, (3,), np.float32)
+        agent = setup(script, env_id=register(Spaces, action=space))[2]
+        for extreme in (-5, 5):
+            assert space.contains(agent.to_env(torch.full((3,), float(extreme))))
+    most = np.finfo(np.float32).max
+    agent = setup(script, env_id=register(Spaces, action=gym.spaces.Box(-most, most, (3,))))[2]
+    np.testing.assert_array_equal(agent.to_env(torch.tensor([1.0, -2.0, 5.0])), [1, -2, 5])
+
+
+class Infos(Count):
+    """Its infos are of another size and another kind in every environment."""
+
+    def reset(self, **kwargs):
+        obs, _ = super().reset(**kwargs)
+        return obs, {"x": np.zeros(self.index + 1)}
+
+    def step(self, action):
+        *transition, _ = super().step(action)
+        return *transition, {"x": np.zeros(self.index + 1), "y": {} if self.index else None}
+
+
+@each_kind(ACTOR_CRITIC)
+def test_infos_that_do_not_fit_together(script, kind):
+    """Environments end together; what they report besides is left behind."""
+    args, envs, agent, obs = setup(script, env_id=register(Infos, kind=kind, lengths=(3,)))
+    rollout, _ = script.collect_rollout(agent, envs, obs, args)
+    assert len(rollout.episodes) == 2 * (args.num_steps // 3)
+
+
 @each([s for s in ACTOR_CRITIC if s.__name__ != "ppo_continuous"])
 def test_discrete_actions_start_where_the_space_starts(script):
     """Discrete(3, start=5): indices are stored, the environment gets 5, 6, 7."""

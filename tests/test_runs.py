@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -141,6 +142,33 @@ def test_determinism(script, kind, tmp_path):
         tables.append(rows(run))
     assert tables[0] == tables[1] and same_state(agents[0], agents[1])
     assert tables[0] != tables[2]
+
+
+class Global(Constant):
+    """Its rewards come from the generators that NumPy and Python share out to everybody."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, np.random.rand() + random.random(), *rest
+
+
+@each_kind(SCRIPTS)
+def test_environments_that_draw_globally(script, kind, tmp_path):
+    """They are seeded, too."""
+    env_id, tables = register(Global, kind=kind), []
+    for seed in (1, 1, 2):
+        _, _, run = trained(script, tmp_path, env_id=env_id, seed=seed)
+        tables.append([row["return_100"] for row in rows(run)])
+    assert tables[0] == tables[1] != tables[2]
+
+
+@each(SCRIPTS)
+def test_no_time_limit_is_said(script, tmp_path, capsys):
+    kind = kinds(script)[0]
+    trained(script, tmp_path, env_id=register(Count, kind=kind))
+    assert "no registered time limit" in capsys.readouterr().out
+    trained(script, tmp_path, env_id=REAL[kind], num_steps=32, total_timesteps=400)
+    assert "time limit" not in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -287,7 +315,7 @@ def test_a_fresh_process_acts_the_same(script, kind, tmp_path):
 @pytest.mark.parametrize("script, sent", list(zip(SCRIPTS[-2:], (signal.SIGINT, signal.SIGTERM))),
                          ids=lambda x: getattr(x, "__name__", str(x)))
 def test_signals(script, sent, tmp_path):
-    """Ctrl-C and SIGTERM: a checkpoint, a line on how to go on, exit code 0, no traceback."""
+    """Ctrl-C and SIGTERM: a line at once, a checkpoint, a line on how to go on, exit code 0."""
     env_id = REAL[kinds(script)[0]]
     command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id", env_id,
                "--num-envs", "2", "--num-steps", "512", "--total-timesteps", "100000000",
@@ -301,7 +329,8 @@ def test_signals(script, sent, tmp_path):
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 0 and err == ""
+    assert process.returncode == 0
+    assert err == "\nstopping after this iteration; again: at once, unsaved\n"
     run, = tmp_path.iterdir()
     assert f"--resume {run}" in out.splitlines()[-1]
     steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["global_step"]
