@@ -295,7 +295,7 @@ class Agent(nn.Module):
         return self.critic(self.normalise(obs)).squeeze(-1)
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        """What the environment gets: the sample, [−1, 1] stretched to its bounds, clipped to them.
+        """What the environment gets: the sample with [−1, 1] stretched to its bounds, then clipped.
 
         The sample itself is what is stored: log π belongs to it, not to the clipped action.
         """
@@ -914,6 +914,7 @@ def caught_signals() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signum)
+        # not print: the signal may have come in the middle of one
         os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -904,6 +904,7 @@ def caught_signals() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signum)
+        # not print: the signal may have come in the middle of one
         os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -338,7 +338,7 @@ class Agent(nn.Module):
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         """What the environment gets: an index, counted from the space's first action; or the
-        sample, [−1, 1] stretched to the bounds and clipped to them.
+        sample with [−1, 1] stretched to its bounds, then clipped.
 
         The sample itself is what is stored: log π belongs to it, not to the clipped action.
         """
@@ -1042,6 +1042,7 @@ def caught_signals() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(signum)
+        # not print: the signal may have come in the middle of one
         os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
