@@ -751,8 +751,8 @@ def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progre
 # ==================================================================================================
 # 9. Training, evaluation, command line    [shared: all five]
 # ==================================================================================================
-def check_args(args: Args) -> None:
-    """UserError for the first flag that cannot work, before anything is written."""
+def check_numbers(args: Args) -> None:
+    """UserError for the first flag whose value is outside of its range."""
     above_0 = ("total_timesteps num_envs num_steps learning_rate update_epochs num_minibatches "
                "clip_coef clip_obs clip_reward target_kl episodes_per_update critic_epochs "
                "cg_iters backtrack_iters")
@@ -769,6 +769,11 @@ def check_args(args: Args) -> None:
     for name, value in vars(args).items():
         if isinstance(value, float) and not (np.isfinite(value) or name.startswith("clip_")):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be finite")
+
+
+def check_args(args: Args) -> None:
+    """UserError for the first flag that cannot work, before anything is written."""
+    check_numbers(args)
     if "" in (args.resume, args.evaluate):
         raise UserError('--resume "" or --evaluate "": give a run directory')
     if args.evaluate and (args.resume or not args.eval_episodes):
