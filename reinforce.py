@@ -627,8 +627,8 @@ class Logger:
         self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
         self.last_start = self.total - args.batch_size  # after it, no iteration begins
         if self.path.exists():  # resumed: rows after the checkpoint will be written again
-            rows = [r for r in csv.reader(self.path.open())
-                    if r[0] == "iteration" or int(r[0]) <= progress.iteration]
+            rows = [r for r in csv.reader(self.path.open()) if r and (
+                    r[0] == "iteration" or r[0].isdigit() and int(r[0]) <= progress.iteration)]
             with self.path.open("w", newline="") as file:
                 csv.writer(file).writerows(rows)
         self.tensorboard = SummaryWriter(str(run_dir), purge_step=progress.global_step + 1)

@@ -199,9 +199,9 @@ def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch,
         args, _, run = trained(script, tmp_path, **settings)
     assert len(rows(run)) == 2
     assert f"--resume {run}" in capsys.readouterr().out
-    # rows written after the checkpoint, by a run that crashed, are dropped
+    # rows written after the checkpoint, by a run that crashed, are dropped, torn ones, too
     with (run / "progress.csv").open("a") as file:
-        file.write("3,48,9.9,48,-1,1,99" + ",0" * (len(rows(run)[0]) - 5) + "\n")
+        file.write("3,48,9.9,48,-1,1,99" + ",0" * (len(rows(run)[0]) - 5) + "\n\ntorn")
     time.sleep(1)  # TensorBoard reads event files in the order of their names: of the seconds
     before = set(tmp_path.iterdir())
     agent = script.train(dataclasses.replace(args, resume=str(run)))
