@@ -876,7 +876,7 @@ def train(args: Args) -> Agent:
     return agent
 
 
-def announce(args: Args, envs: gym.vector.SyncVectorEnv, device: torch.device, run_dir: Path,
+def announce(args: Args, envs: gym.vector.VectorEnv, device: torch.device, run_dir: Path,
              progress: Progress) -> None:
     """Say what is about to run, and write args.json."""
     facts = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -893,7 +893,7 @@ def announce(args: Args, envs: gym.vector.SyncVectorEnv, device: torch.device, r
     print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
     if args.cuda and device.type == "cpu":
         print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
-    if envs.envs[0].spec.max_episode_steps is None:
+    if envs.get_attr("spec")[0].max_episode_steps is None:
         print(f"{args.env_id} has no registered time limit: its episodes must end by themselves")
     if args.resume:
         print(f"resumed at step {progress.global_step:,}; running episodes start anew")
