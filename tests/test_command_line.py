@@ -216,7 +216,7 @@ def test_unsupported_observations(script, kind, space, word, refused):
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @each(SCRIPTS)
-def test_no_run_directory(script, flag, refused):
+def test_empty_run_directory(script, flag, refused):
     """An empty name, as from a shell variable that is not set, starts no new run."""
     refused(script, [flag, "run directory"], flag, "")
 

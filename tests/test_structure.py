@@ -158,3 +158,11 @@ def test_sync_repairs_a_difference():
     repaired, changed = synchronised({a: scripts[a], b: spoilt})
     assert len(changed) == 1 and "5. Advantages" in changed[0]
     assert repaired == {a: scripts[a], b: scripts[b].replace("CartPole", "Other")}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/test_*.py")), ids=lambda path: path.stem)
+def test_no_test_hides_another(path):
+    """Of two tests of one name in a file only the second would run."""
+    names = [node.name for node in ast.parse(path.read_text()).body
+             if isinstance(node, ast.FunctionDef)]
+    assert sorted(names) == sorted(set(names))
