@@ -3,13 +3,13 @@
 The idea: data sampled by π_old may serve several gradient steps as long as the policy stays near
 π_old. PPO takes away the reward for leaving: it clips the ratio ρ = π(a|s) / π_old(a|s).
 
-    repeat until the step budget is spent                                       (9. train)
-        run π_old in N environments for T steps                                 (4. collect_rollout)
-        estimate how much better than average each action was: Â, by GAE        (5. compute_gae)
-        K times, for each shuffled minibatch of the B = T·N transitions         (7. update)
-            step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v ½(V−R)² + c_e H ]  (6. policy_loss)
+    repeat until the step budget is spent                                       (7. train)
+        run π_old in N environments for T steps                                 (3. collect_rollout)
+        estimate how much better than average each action was: Â, by GAE        (4. compute_gae)
+        K times, for each shuffled minibatch of the B = T·N transitions         (6. update)
+            step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v ½(V−R)² + c_e H ]  (5. policy_loss)
 
-What differs from ppo_discrete.py: section 3. The algorithm does not care about the action space.
+What differs from ppo_discrete.py: section 2. The algorithm does not care about the action space.
 
 [PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
@@ -18,45 +18,29 @@ What differs from ppo_discrete.py: section 3. The algorithm does not care about 
 
 Run it: python ppo_continuous.py --env-id HalfCheetah-v4
 """
-import contextlib
+from __future__ import annotations
+
 import copy
-import csv
-import dataclasses
-import difflib
 import functools
-import importlib.metadata
-import importlib.util
-import json
 import math
-import os
-import random
-import re
-import shutil
-import signal
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+
+# Part I, sections 1 to 7, is the algorithm. Part II keeps the run. From there come Args (section 1
+# and flags such as --cuda), RunningStats (mean and std of all data so far), actor_of (it acts as
+# agent.policy(obs).sample() does, but faster), Optimizer (all parameters in one vector θ, its
+# gradient, the loop over minibatches) and Run (it counts steps, writes logs and checkpoints).
 
 
-# ==================================================================================================
-# 1. Hyperparameters    [specific]
-# ==================================================================================================
+# ── 1. Hyperparameters [specific] ─────────────────────────────────────────────────────────────────
 @dataclass
-class Args:
+class Hyperparameters:
     env_id: str = "HalfCheetah-v4"  # Gymnasium environment
     seed: int = 1  # seed of networks, actions and environments
     total_timesteps: int = 1_000_000  # environment steps, all environments together
@@ -83,182 +67,49 @@ class Args:
     ortho_init: bool = True  # orthogonal initial weights; off: PyTorch's default
     log_std_init: float = -0.75  # log σ of the Gaussian policy at the start
 
-    cuda: bool = True  # use the GPU when there is one
-    torch_deterministic: bool = True  # only deterministic PyTorch operations
-    compile: bool = False  # torch.compile the gradient steps: starts slower, runs faster
-    exp_name: str = Path(__file__).stem  # name of the experiment
-    run_dir: str = "runs"  # where run directories are made
-    track: bool = False  # log to Weights & Biases too
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
-    resume: str | None = None  # go on with the run in this run directory
-    evaluate: str | None = None  # evaluate the run in this run directory; no training
-    eval_episodes: int = 10  # episodes of the evaluation after training; 0: none
-    eval_deterministic: bool = True  # evaluate the policy's mode; off: sample as in training
-    capture_video: bool = False  # film the evaluation episodes
-
     @property
     def batch_size(self) -> int:
         """B = T·N, environment steps per iteration."""
         return self.num_steps * self.num_envs
 
-    @property
-    def plan(self) -> str:
-        """What the run says of itself at its start."""
-        whole = self.total_timesteps // self.batch_size
-        return (f"{whole:,} iterations × {self.batch_size:,} steps = "
-                f"{whole * self.batch_size:,} of {self.total_timesteps:,} steps")
 
-
-# ==================================================================================================
-# 2. Environments    [shared: all five]
-# ==================================================================================================
-class UserError(Exception):
-    """Something the user can mend: `main` prints it as one line and exits with code 2."""
-
-
-class EpisodeInfoOnly(gym.Wrapper):
-    """No info but "episode", at its end. A vector environment merges infos: that takes long, and
-    fails where they do not fit together."""
-
-    def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
-        return self.env.reset(**kwargs)[0], {}
-
-    def step(self, action: np.ndarray | int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        info = {"episode": info["episode"]} if terminated or truncated else {}
-        return obs, reward, terminated, truncated, info
-
-
-def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.VectorEnv:
-    """N copies of the environment; observations are float32 vectors, (N, O).
-
-    SAME_STEP: the step that ends an episode already returns the next episode's first observation,
-    and the true last one in infos["final_obs"]. (Gymnasium's default, NEXT_STEP, inserts a
-    transition between episodes that never happened.) Raises UserError if there is no such
-    environment, its simulator is missing or its observations are neither vectors nor Discrete.
-    """
-
-    def make_env() -> gym.Env:
-        env = gym.make(args.env_id, **{"render_mode": "rgb_array"} if video_folder else {})
-        space = env.observation_space
-        if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete)) or len(space.shape) > 2:
-            kind = "an image" if isinstance(space, gym.spaces.Box) else type(space).__name__
-            raise UserError(f"--env-id {args.env_id}: its observation is {kind}; "
-                            "only vectors (Box) and Discrete observations are supported")
-        if video_folder:
-            env = gym.wrappers.RecordVideo(env, str(video_folder),
-                                           episode_trigger=lambda n: n < args.eval_episodes)
-        env = gym.wrappers.RecordEpisodeStatistics(env)  # the raw return, in info["episode"]
-        if len(space.shape) != 1:
-            env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
-        space = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-        to_float32 = functools.partial(np.array, dtype=np.float32)  # copies: some reuse their array
-        return EpisodeInfoOnly(gym.wrappers.TransformObservation(env, to_float32, space))
-
-    try:
-        if "mujoco" in str(gym.registry.get(args.env_id)) and importlib.util.find_spec("mujoco"):
-            import mujoco
-            # without the simulated time that a warning ends in, or each would be a new text
-            mujoco.set_mju_user_warning(lambda text: say_once(text.split(" Time = ")[0]))
-        return gym.vector.SyncVectorEnv([make_env] * args.num_envs,
-                                        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    except (gym.error.Error, ImportError) as error:
-        reason = str(error).split("\n")[0]
-        if isinstance(error, gym.error.UnregisteredEnv):
-            near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
-            reason += f" Nearest names: {', '.join(near) or 'none'}."
-        raise UserError(f"--env-id {args.env_id}: {reason}")
-
-
-say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
-
-
-def env_seeds(args: Args, stream: int) -> list[int]:
-    """N seeds for envs.reset: all different, also between runs with neighbouring --seed."""
-    return np.random.SeedSequence((args.seed, stream)).generate_state(args.num_envs).tolist()
-
-
-def finished_episodes(infos: dict) -> list[tuple[float, int]]:
-    """(raw return, length) of every episode that ended in this step."""
-    if "final_info" not in infos:
-        return []
-    stats, ended = infos["final_info"]["episode"], np.flatnonzero(infos["_final_info"])
-    return [(float(stats["r"][i]), int(stats["l"][i])) for i in ended]
-
-
-# ==================================================================================================
-# 3. Agent    [shared: continuous]
-# ==================================================================================================
-class RunningStats(nn.Module):
-    """Running mean, variance and std in buffers: saved with the agent, changed by update() only."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("var", torch.ones(shape))
-        self.register_buffer("std", torch.ones(shape))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    def update(self, batch: Tensor) -> None:
-        """Merge n samples, (n, *shape), a share w = n/(count + n) of all:
-
-            mean ← mean + w Δ,   var ← (1−w) var + w var_new + w(1−w) Δ²,   Δ = mean_new − mean
-        """
-        var, mean = torch.var_mean(batch.to(self.mean.device, torch.float64), 0, correction=0)
-        self.count.add_(len(batch))
-        share, delta = len(batch) / float(self.count), mean - self.mean
-        self.mean.add_(share * delta)
-        self.var.add_(share * (var - self.var + (1 - share) * delta.square()))
-        self.std.copy_((self.var + 1e-8).sqrt())
-
-
-class Gaussian(torch.distributions.Distribution):
+# ── 2. Agent [shared: continuous] ─────────────────────────────────────────────────────────────────
+class Gaussian(NamedTuple):
     """Independent Gaussians over the last dimension, π(a|s) = Π_i N(a_i; μ_i(s), σ_i²)."""
+    mode: Tensor  # (..., A) μ(s), the mean and the likeliest action
+    log_std: Tensor  # (A,) log σ
 
-    def __init__(self, mean: Tensor, log_std: Tensor):
-        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        self.loc, self.log_std = mean, log_std
-
-    @property
-    def mode(self) -> Tensor:
-        return self.loc
-
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        noise = torch.randn((*sample_shape, *self.loc.shape), device=self.loc.device)
-        return torch.addcmul(self.loc, self.log_std.exp(), noise).detach()
+    def sample(self) -> Tensor:
+        """μ + σ ε with ε ~ N(0, 1), without a gradient; an array where μ is one    → (..., A)"""
+        noise = torch.randn(self.mode.shape)
+        if isinstance(self.mode, np.ndarray):
+            return self.mode + np.exp(self.log_std) * noise.numpy()
+        return (self.mode + self.log_std.exp() * noise.to(self.mode)).detach()
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """log π(a|s) = Σ_i [ −½ ((a_i − μ_i)/σ_i)² − log σ_i − ½ log 2π ]    (..., A) → (...)"""
-        z = (actions - self.loc) / self.log_std.exp()
+        z = (actions - self.mode) / self.log_std.exp()
         return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Tensor:
         """H(π) = Σ_i [ log σ_i + ½ log 2πe ]    → (...)"""
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-        return entropy.expand(self.batch_shape)
+        return entropy.expand(self.mode.shape[:-1])
 
 
 class Agent(nn.Module):
-    """Policy π(a|s), value function V(s) and the running normalisation that both depend on.
+    """Two networks, for the policy's mean μ(s) and for V(s), and the normalisation that both depend
+    on. log σ is a parameter, the same in all states."""
 
-    Two networks: the policy's mean μ(s), and V(s). log σ is a parameter, the same in all states.
-    """
-
-    def __init__(self, envs: gym.vector.VectorEnv, args: Args = Args()):
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__()
         space, obs_size = envs.single_action_space, envs.single_observation_space.shape[0]
-        if not (isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
-                and len(space.shape) == 1):
+        if not isinstance(space, gym.spaces.Box):
             raise UserError(f"--env-id {args.env_id}: its actions are {space}; this script needs "
                             "a vector of real numbers (for Discrete actions: ppo_discrete.py)")
-        bounded = (space.low > -1e9) & (space.high < 1e9)  # some have 3e38 for no bound
-        low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
-        self.scale, self.shift = (high - low) / 2, (high + low) / 2  # 1 and 0 if not bounded
-        self.low, self.high = space.low, space.high
         self.args = args
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
-        self.running_return: np.ndarray | float = 0.0  # (N,) for scale_rewards
+        self.running_return = 0.0  # (N,) once there are rewards, for scale_rewards
         self.actor = self.network(obs_size, space.shape[0], gain=0.01)  # μ ≈ 0 everywhere at first
         self.critic = self.network(obs_size, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full(space.shape, args.log_std_init))
@@ -273,58 +124,38 @@ class Agent(nn.Module):
         activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[self.args.activation]
         return nn.Sequential(layers[0], activation(), layers[1], activation(), layers[2])
 
-    def normalise(self, obs: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """(s − mean) / std by the running statistics, clipped.    (..., O), Tensor or array"""
-        if not self.args.norm_obs:
-            return obs
-        mean, std = self.obs_stats.mean, self.obs_stats.std
-        if isinstance(obs, np.ndarray):
-            mean, std = mean.numpy(), std.numpy()
-        return ((obs - mean) / std).clip(-self.args.clip_obs, self.args.clip_obs)
-
-    def distribution(self, outputs: Tensor) -> Gaussian:
-        """π(·|s) for the actor's outputs, the means μ(s).    (..., A) → batch shape (...)"""
-        return Gaussian(outputs, self.log_std)
+    def normalise(self, obs: Tensor) -> Tensor:
+        """(s − mean) / std by the running statistics, clipped, in float32.    (..., O)"""
+        if self.args.norm_obs:
+            obs = (obs - self.obs_stats.mean) / self.obs_stats.std
+            obs = obs.clip(-self.args.clip_obs, self.args.clip_obs)
+        return obs.float() if isinstance(obs, Tensor) else obs.astype(np.float32)
 
     def policy(self, obs: Tensor) -> Gaussian:
         """π(·|s) for raw observations.    (..., O) → distribution of batch shape (...)"""
-        return self.distribution(self.actor(self.normalise(obs)))
+        return Gaussian(self.actor(self.normalise(obs)), self.log_std)
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s) for raw observations, in units of the scaled reward.    (..., O) → (...)"""
         return self.critic(self.normalise(obs)).squeeze(-1)
 
-    def to_env(self, actions: Tensor) -> np.ndarray:
-        """What the environment gets: the sample with [−1, 1] stretched to its bounds, then clipped.
-
-        The sample itself is what is stored: log π belongs to it, not to the clipped action.
-        """
-        return (actions.numpy() * self.scale + self.shift).clip(self.low, self.high)
-
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """r_t / std(R), where R_t = r_t + γ R_{t−1} starts anew with every episode. [IM §3]
-
-        (T, N) → (T, N), on the CPU, the sum in NumPy (see in_numpy). No mean is subtracted: that
-        would change the task.
-        """
+        """r_t / std(C), C_t = r_t + γ C_{t−1} anew in each episode; (T, N) → (T, N). [IM §3]
+        No mean is subtracted, as that would change the task."""
         if not self.args.norm_reward:
-            return rewards
-        discounted, running_return = [], self.running_return
+            return rewards.float()
+        discounted = []
         for reward, goes_on in zip(rewards.numpy(), ~done.numpy()):  # (N,) each, t = 0 … T−1
-            discounted.append(self.args.gamma * running_return + reward)
-            running_return = discounted[-1] * goes_on
-        self.running_return = running_return
+            discounted.append(self.args.gamma * self.running_return + reward)
+            self.running_return = discounted[-1] * goes_on
         self.return_stats.update(torch.from_numpy(np.concatenate(discounted)))
         scaled = rewards / self.return_stats.std.cpu()
-        return scaled.clamp(-self.args.clip_reward, self.args.clip_reward)
+        return scaled.clamp(-self.args.clip_reward, self.args.clip_reward).float()
 
 
-# ==================================================================================================
-# 4. Rollout    [shared: actor-critic]
-# ==================================================================================================
+# ── 3. Rollout [shared: actor-critic] ─────────────────────────────────────────────────────────────
 class Rollout(NamedTuple):
     """T steps of N environments. terminated[t] and done[t] say how transition t ended."""
-
     obs: Tensor  # (T, N, O) s_t, raw
     actions: Tensor  # (T, N, A) or (T, N), a_t as sampled
     rewards: Tensor  # (T, N) r_t, raw
@@ -332,25 +163,7 @@ class Rollout(NamedTuple):
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
     episodes: list[tuple[int, float, int]]  # (step of this rollout, return, length) of the ended
-
-    @property
-    def size(self) -> int:
-        """Environment steps taken, B."""
-        return self.rewards.numel()
-
-
-def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """The same function of the same weights, computed by NumPy. For a few rows that is several
-    times faster: the time goes into calling an operation, and NumPy's calls are cheaper."""
-    if isinstance(layer, nn.Sequential):
-        parts = [in_numpy(part) for part in layer]
-        return lambda x: functools.reduce(lambda y, part: part(y), parts, x)
-    if isinstance(layer, nn.Linear):
-        weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
-        return lambda x: x @ weight + bias
-    if isinstance(layer, nn.Tanh):
-        return np.tanh
-    return lambda x: layer(torch.from_numpy(x)).numpy()  # any other layer: by PyTorch
+    size: int  # B = T·N, environment steps taken
 
 
 @torch.no_grad()
@@ -359,29 +172,23 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
 
     Only what must be sequential happens here. Values and log-probabilities follow in a few large
-    calls, which is exact: nothing that they depend on changes within a rollout. The actor runs on
-    the CPU, in NumPy: for a few rows that is faster than launching a GPU's kernels.
+    calls, which is exact: nothing that they depend on changes within a rollout.
     """
-    agent = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
-    actor, steps, episodes = in_numpy(agent.actor), [], []
+    act, steps, episodes = actor_of(agent, obs), [], []
     for t in range(args.num_steps):
-        outputs = torch.from_numpy(actor(agent.normalise(obs)))
-        actions = agent.distribution(outputs).sample()  # as agent.policy(obs).sample()
-        next_obs, rewards, terminated, truncated, infos = envs.step(agent.to_env(actions))
-        successor = next_obs
-        if "final_obs" in infos:  # next_obs is already the next episode's first: put the last back
-            ended, successor = infos["_final_obs"], next_obs.copy()
-            successor[ended] = np.stack(infos["final_obs"][ended])
-            episodes += [((t + 1) * args.num_envs, *end) for end in finished_episodes(infos)]
-        steps.append((obs, actions.numpy(), rewards.astype(np.float32), successor,
-                      terminated, terminated | truncated))
+        actions = act(obs)  # agent.policy(obs).sample(); envs clips what is out of bounds
+        next_obs, rewards, terminated, truncated, infos = envs.step(actions)
+        done, successor = terminated | truncated, next_obs
+        if infos:  # next_obs is already the next episode's first: put the last back
+            successor = np.where(done[:, None], infos["final_obs"], next_obs)
+            episodes += [((t + 1) * args.num_envs, *episode) for episode in infos["episodes"]]
+        steps.append((obs, actions, rewards, successor, terminated, done))
         obs = next_obs
-    return Rollout(*(torch.from_numpy(np.array(x)) for x in zip(*steps)), episodes), obs
+    columns = (torch.from_numpy(np.array(x)) for x in zip(*steps))
+    return Rollout(*columns, episodes, args.batch_size), obs
 
 
-# ==================================================================================================
-# 5. Advantages    [shared: actor-critic]
-# ==================================================================================================
+# ── 4. Advantages [shared: actor-critic] ──────────────────────────────────────────────────────────
 def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor,
                 done: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimation, with the two ways in which an episode ends. [GAE eq. 16]
@@ -393,44 +200,40 @@ def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated
     a time limit too, Â_{t+1} belongs to another episode, so the recursion is cut.
     """
     assert rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape
-    deltas = rewards + gamma * (next_values * ~terminated.bool()) - values
-    decay = gamma * gae_lambda * (~done.bool()).to(deltas)
-    advantages, advantage = [], torch.zeros_like(deltas[0])
-    for delta, decay_t in zip(deltas.flip(0), decay.flip(0)):  # (N,) each, t = T−1 … 0
-        advantage = delta + decay_t * advantage
-        advantages.append(advantage)
-    return torch.stack(advantages[::-1])
+    deltas = rewards + gamma * next_values * ~terminated.bool() - values
+    advantages, decay = deltas.numpy(), (gamma * gae_lambda * ~done.bool()).numpy()
+    for t in reversed(range(len(advantages) - 1)):  # the last Â is δ, as its Â_{t+1} is not known
+        advantages[t] += decay[t] * advantages[t + 1]
+    return torch.from_numpy(advantages)
 
 
 class Batch(NamedTuple):
     """What an update learns from: time and environments merged, B = T·N. Nothing has a gradient."""
-
     obs: Tensor  # (B, O) raw
     actions: Tensor  # (B, A) or (B,)
     logprobs: Tensor  # (B,) log π_old(a|s)
     values: Tensor  # (B,) V(s) before the update
-    advantages: Tensor  # (B,) Â
-    returns: Tensor  # (B,) Â + V(s), the critic's target
+    advantages: Tensor  # (B,) Â, standardised if --norm-adv
+    returns: Tensor  # (B,) R = Â + V(s), the critic's target
 
 
 @torch.no_grad()
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
-    """Scale the rewards (which updates their statistics); values, log π_old and advantages of the
-    whole rollout in a few calls."""
+    """Scaled rewards, values, advantages and log π_old of the whole rollout, in a few calls."""
     device = next(agent.parameters()).device
     obs, actions = rollout.obs.to(device), rollout.actions.to(device)
-    values, next_values = agent.value(torch.stack([obs, rollout.next_obs.to(device)])).cpu()
+    values, next_values = agent.value(obs).cpu(), agent.value(rollout.next_obs.to(device)).cpu()
     rewards = agent.scale_rewards(rollout.rewards, rollout.done)
     advantages = compute_gae(rewards, values, next_values, rollout.terminated, rollout.done,
                              args.gamma, args.gae_lambda)
-    logprobs = agent.policy(obs).log_prob(actions)
-    batch = Batch(obs, actions, logprobs, values, advantages, advantages + values)
+    returns, logprobs = advantages + values, agent.policy(obs).log_prob(actions)
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    batch = Batch(obs, actions, logprobs, values, advantages, returns)
     return Batch(*(x.flatten(0, 1).to(device) for x in batch))
 
 
-# ==================================================================================================
-# 6. Objective    [shared: ppo]
-# ==================================================================================================
+# ── 5. Objective [shared: ppo] ────────────────────────────────────────────────────────────────────
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_coef: float
                 ) -> Tensor:
     """The clipped surrogate, negated for a minimiser.    (M,) each → scalar    [PPO eq. 7]
@@ -450,8 +253,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
                ) -> Tensor:
     """½ mean (V − R)²; if clipped, ½ mean max[(V − R)², (V_old + clip(V − V_old, ±ε) − R)²].
 
-    (M,) each → scalar. [PPO eq. 9, with a ½.] Value clipping is not in the paper, and depends on
-    the scale of the rewards.
+    (M,) each → scalar. [PPO eq. 9, with a ½.] Clipping is not in the paper.
     """
     assert values.shape == old_values.shape == returns.shape
     if clip_coef is None:
@@ -461,123 +263,72 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased and never negative.
-
-    (n,) each → scalar. [Schulman 2020, Approximating KL Divergence, k3]
-    """
+    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased, ≥ 0. [Schulman 2020, its k3]"""
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
 
 
-# ==================================================================================================
-# 7. Update    [shared: ppo]
-# ==================================================================================================
-class Adam(nn.Module):
-    """Adam on θ, one vector that holds the parameters: the layers' weights become views of it.
+# ── 6. Update [shared: ppo] ───────────────────────────────────────────────────────────────────────
+def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
+    """One step of Adam, as torch.optim.Adam(eps=1e-5) takes it.    [ADAM, algorithm 1]
 
-        m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)    [ADAM, algorithm 1]
+        m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)
 
-    m̂ and v̂ are m and v divided by 1 − βᵏ (k: steps so far), as both start at 0. On one vector
-    that is a handful of operations: cheap to call, and easy to compile together with the gradient.
-    ε = 1e-5, not the usual 1e-8, is folklore.
+    m̂ = m / (1 − β₁ᵏ) and v̂ = v / (1 − β₂ᵏ) after k steps, as m and v start at 0.
     """
-
-    def __init__(self, parameters: list[nn.Parameter], learning_rate: float,
-                 betas: tuple[float, float] = (0.9, 0.999)):
-        super().__init__()
-        self.views, self.betas = parameters, betas
-        self.theta = torch.cat([p.detach().flatten() for p in parameters])
-        for p, view in zip(parameters, self.theta.split([p.numel() for p in parameters])):
-            p.data = view.view_as(p)
-        self.register_buffer("m", torch.zeros_like(self.theta))
-        self.register_buffer("v", torch.zeros_like(self.theta))
-        self.register_buffer("k", torch.zeros((), dtype=torch.float64, device=self.theta.device))
-        self.register_buffer("lr", torch.tensor(learning_rate, device=self.theta.device))
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        beta1, beta2 = self.betas
-        self.k += 1
-        self.m.lerp_(gradient, 1 - beta1)
-        self.v.lerp_(gradient.square(), 1 - beta2)
-        m_hat, v_hat = self.m / (1 - beta1**self.k), self.v / (1 - beta2**self.k)
-        self.theta -= self.lr * m_hat / (v_hat.sqrt() + 1e-5)
+    theta, m, v, k = state
+    m, v, k = m.lerp(gradient, 1 - 0.9), v.lerp(gradient.square(), 1 - 0.999), k + 1
+    m_hat, v_hat = m / (1 - 0.9**k), v / (1 - 0.999**k)
+    return [theta - lr * m_hat / (v_hat.sqrt() + 1e-5), m, v, k]
 
 
-def make_optimizer(agent: Agent, args: Args) -> Adam:
-    return Adam(list(agent.parameters()), args.learning_rate)
+def minibatch_step(optimizer: Optimizer, args: Args, state: list[Tensor], minibatch: list[Tensor]
+                   ) -> tuple[list[Tensor], list[Tensor]]:
+    """One step on M transitions: state → the next one, [the gradient's norm, was it taken?]. It
+    changes nothing in place, so it can be compiled together with the loop around it."""
+    *state, stopped = state  # of adam; 1 if --target-kl has ended this update, else 0
+    obs, actions, old_logprobs, old_values, advantages, returns = minibatch
 
+    def loss(agent: Agent) -> tuple[Tensor, Tensor]:
+        policy, clip_value = agent.policy(obs), args.clip_coef if args.clip_vloss else None
+        logprobs = policy.log_prob(actions)
+        loss = policy_loss(logprobs, old_logprobs, advantages, args.clip_coef)
+        loss = loss + args.vf_coef * value_loss(agent.value(obs), old_values, returns, clip_value)
+        if args.ent_coef:
+            loss = loss - args.ent_coef * policy.entropy().mean()
+        kl = approx_kl(logprobs, old_logprobs) if args.target_kl else torch.zeros_like(loss)
+        return loss, kl
 
-def minibatch_step(agent: Agent, optimizer: Adam, batch: Batch, args: Args, idx: Tensor) -> Tensor:
-    """One step on the transitions idx (M,); returns the gradient's norm before clipping."""
-    obs, actions, logprobs, values, advantages, returns = (x[idx] for x in batch)
-    policy, clip_value = agent.policy(obs), args.clip_coef if args.clip_vloss else None
-    loss = policy_loss(policy.log_prob(actions), logprobs, advantages, args.clip_coef)
-    loss = loss + args.vf_coef * value_loss(agent.value(obs), values, returns, clip_value)
-    if args.ent_coef:
-        loss = loss - args.ent_coef * policy.entropy().mean()
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, optimizer.views)])
+    gradient, kl = optimizer.gradient(loss, state[0])  # as by loss.backward(), in one vector
     norm = gradient.norm()
     if args.max_grad_norm:
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-    optimizer.step(gradient)
-    return norm
+    after = adam(state, gradient, optimizer.lr)
+    stopped = torch.where(kl > (args.target_kl or math.inf), 1.0, stopped)
+    if args.target_kl:  # neither this step nor a later one of this update is taken
+        after = [torch.where(stopped > 0, old, new) for old, new in zip(state, after)]
+    return [*after, stopped], [norm, stopped == 0]
 
 
-@functools.cache
-def compiled(function):
-    torch._dynamo.config.trace_autograd_ops = True  # the backward pass in the same function
-    return torch.compile(function, fullgraph=True)
-
-
-def cuda_graph(step, idx: Tensor):
-    """Record the kernels of step(idx), without running them, to launch them all at once on other
-    indices: networks of this size keep a GPU waiting for the next launch."""
-    graph, buffer = torch.cuda.CUDAGraph(), idx.clone()
-    with torch.cuda.graph(graph):
-        result = step(buffer)
-
-    def replay(idx: Tensor) -> Tensor:
-        buffer.copy_(idx)
-        graph.replay()
-        return result.clone()
-
-    return replay
-
-
-def update(agent: Agent, optimizer: Adam, rollout: Rollout, args: Args) -> dict[str, float]:
-    """K epochs of minibatch steps on one rollout; returns its metrics."""
-    assert optimizer.theta.data_ptr() == optimizer.views[0].data_ptr(), "agent moved after Adam()"
-    batch = make_batch(agent, rollout, args)
-    if args.norm_adv:
-        centred = batch.advantages - batch.advantages.mean()
-        batch = batch._replace(advantages=centred / (centred.std() + 1e-8))
-    step = functools.partial(compiled(minibatch_step) if args.compile else minibatch_step,
-                             agent, optimizer, batch, args)
-    grad_norms, B, device = [], args.batch_size, batch.obs.device
-    shuffled = torch.cat([torch.randperm(B, device=device) for _ in range(args.update_epochs)])
-    for idx in shuffled.split(B // args.num_minibatches):  # (M,); M divides B: no epoch is cut
-        if args.target_kl:
-            with torch.no_grad():
-                logprobs = agent.policy(batch.obs[idx]).log_prob(batch.actions[idx])
-            if approx_kl(logprobs, batch.logprobs[idx]) > args.target_kl:
-                break
-        if idx.is_cuda and len(grad_norms) == 1:  # the first step runs as it is, to warm up
-            step = cuda_graph(step, idx)
-        grad_norms.append(step(idx))
-    metrics = diagnostics(agent, batch, grad_norms, args)
-    agent.obs_stats.update(rollout.obs.flatten(0, 1))  # only now: they are part of π_old
-    return metrics
+def update(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> dict[str, float]:
+    """K epochs of minibatch steps on one batch; returns the metrics."""
+    step, results = functools.partial(minibatch_step, optimizer, args), []
+    optimizer.state[-1].zero_()  # stopped
+    for _ in range(args.update_epochs):
+        shuffled = torch.randperm(len(batch.obs)).to(batch.obs.device)
+        minibatches = [x[shuffled].unflatten(0, (args.num_minibatches, -1)) for x in batch]
+        results.append(optimizer.run(step, minibatches))  # for minibatch in minibatches: step(…)
+        if args.target_kl and optimizer.state[-1]:
+            break
+    norms, taken = map(torch.cat, zip(*results))
+    return diagnostics(agent, batch, norms[taken], args)
 
 
 @torch.no_grad()
-def diagnostics(agent: Agent, batch: Batch, grad_norms: list[Tensor], args: Args
-                ) -> dict[str, float]:
-    """Over the whole batch, after the last step; explained variance: of the values before it.
-
-    Healthy: approx_kl < 0.05, clipfrac 0.1–0.3, explained_variance rising towards 1 (0 is as good
-    as predicting a constant), grad_norm (mean over the steps, before clipping) 0.1–20.
-    """
+def diagnostics(agent: Agent, batch: Batch, norms: Tensor, args: Args) -> dict[str, float]:
+    """Of the whole batch after the last step; explained_variance of the values before the first.
+    Healthy: approx_kl < 0.05, clipfrac 0.1–0.3, grad_norm 0.1–20, explained_variance rising to 1
+    (0 is as good as a constant)."""
     policy = agent.policy(batch.obs)
     logprobs = policy.log_prob(batch.actions)
     ratio = (logprobs - batch.logprobs).exp()
@@ -590,404 +341,557 @@ def diagnostics(agent: Agent, batch: Batch, grad_norms: list[Tensor], args: Args
         "ratio_min": ratio.min(),
         "ratio_max": ratio.max(),
         "explained_variance": 1 - (batch.returns - batch.values).var() / batch.returns.var(),
-        "grad_norm": torch.stack(grad_norms).mean() if grad_norms else 0.0,
-        "gradient_steps": len(grad_norms),
+        "grad_norm": norms.mean(),
+        "gradient_steps": len(norms),
     }
     return {name: float(value) for name, value in metrics.items()}
 
 
-# ==================================================================================================
-# 8. Logging and checkpoints    [shared: all five]
-# ==================================================================================================
+# ── 7. Training [specific] ───────────────────────────────────────────────────────────────────────
+def train(args: Args) -> Agent:
+    """The whole algorithm. `run` keeps count, logs and saves; with --resume it goes on."""
+    device, envs = start(args), make_envs(args)
+    agent = Agent(envs, args).to(device)
+    optimizer = Optimizer(agent, args, vectors=2, numbers=2)  # for m, v; k, stopped
+    run = Run(args, agent, optimizer)
+    obs, _ = envs.reset(seed=(args.seed, run.step))
+    for step in run.iterations():  # so many environment steps are behind us
+        lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
+        optimizer.lr.fill_(lr)
+        rollout, obs = collect_rollout(agent, envs, obs, args)
+        batch = make_batch(agent, rollout, args)
+        metrics = update(agent, optimizer, batch, args)
+        agent.obs_stats.update(batch.obs)  # only now: the statistics are part of π_old
+        run.log(rollout, metrics | {"learning_rate": lr})
+    run.finish()
+    return agent
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# Part II: the run. From here on all five scripts are the same; nothing of the algorithm is below.
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "gymnasium[classic-control,box2d,mujoco]>=1.4,<2", "numpy",
+#                 "tyro>=1.0", "tensorboard>=2.21", "wandb", "tqdm", "moviepy", "pytest"]
+# ///
+import csv
+import json
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
 ALGORITHM = Path(__file__).stem
 
 
 @dataclass
-class Progress:
-    """Where a run stands."""
-
-    iteration: int = 0
-    global_step: int = 0
-    seconds: float = 0.0
-    episodes: int = 0
-    last_returns: list[float] = field(default_factory=list)  # raw, of the last 100 episodes
-    since_row: list[tuple[int, float, int]] = field(default_factory=list)  # ended, in no row yet
-
-    def advance(self, rollout: Rollout, seconds: float) -> None:
-        self.iteration += 1
-        self.global_step += rollout.size
-        self.seconds += seconds
-        self.episodes += len(rollout.episodes)
-        self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
-        self.since_row += rollout.episodes
+class Args(Hyperparameters):
+    cuda: bool = True  # use the GPU when there is one
+    torch_deterministic: bool = True  # only deterministic PyTorch operations
+    compile: bool = False  # compile the steps, if all have one size: starts later, runs faster
+    exp_name: str = ALGORITHM  # name of the experiment
+    run_dir: str = "runs"  # where run directories are made
+    track: bool = False  # log to Weights & Biases too
+    wandb_project_name: str = "policy-gradients"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
+    resume: str | None = None  # go on with the run in this run directory
+    evaluate: str | None = None  # evaluate the run in this run directory; no training
+    eval_episodes: int = 10  # episodes of the evaluation after training; 0: none
+    eval_deterministic: bool = True  # evaluate the policy's mode; off: sample as in training
+    capture_video: bool = False  # film the evaluation episodes
 
 
-class Logger:
-    """progress.csv, TensorBoard, W&B, and a progress bar (plain lines if not on a terminal)."""
+class UserError(Exception):
+    """Something the user can mend: `main` prints it as one line and exits with code 2."""
 
-    def __init__(self, args: Args, run_dir: Path, progress: Progress):
-        self.path, self.total, self.marks = run_dir / "progress.csv", args.total_timesteps, 0
-        self.last_start = self.total - args.batch_size  # after it, no iteration begins
-        if self.path.exists():  # resumed: rows after the checkpoint will be written again
-            rows = [r for r in csv.reader(self.path.open()) if r and (
-                    r[0] == "iteration" or r[0].isdigit() and int(r[0]) <= progress.iteration)]
-            with self.path.open("w", newline="") as file:
-                csv.writer(file).writerows(rows)
-        self.tensorboard = SummaryWriter(str(run_dir), purge_step=progress.global_step + 1)
-        self.wandb = None
+
+# ── 8. Environments [shared: all five] ────────────────────────────────────────────────────────────
+class Envs(gym.vector.SyncVectorEnv):
+    """N environments, stepped in turn. A step that ends an episode returns the next one's first
+    observation; infos then has "final_obs" (N, O), s_{t+1} as it was, and "episodes", (return,
+    length) of each that ended. Actions in [−1, 1] are stretched to the bounds, then clipped."""
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env]]):
+        super().__init__(env_fns, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+        space = self.single_action_space
+        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
+        if isinstance(space, gym.spaces.Box):
+            bounded = (space.low > -1e9) & (space.high < 1e9)  # some have 3e38 for no bound
+            low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
+            self.scale, self.shift = (high - low) / 2, (high + low) / 2  # 1 and 0 if not bounded
+
+    def reset(self, *, seed=None, options=None) -> tuple[np.ndarray, dict]:
+        """seed: a list, one for each environment, or one for all, from which each gets its own."""
+        self.returns[:], self.lengths[:] = 0, 0
+        if not isinstance(seed, list):
+            own = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+            seed = [None] * self.num_envs if seed is None else own
+        return np.array([env.reset(seed=s)[0] for env, s in zip(self.envs, seed)], float), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Discrete):
+            actions = actions + space.start
+        else:
+            stretched = actions * self.scale + self.shift
+            actions = np.minimum(np.maximum(stretched, space.low), space.high)
+        results = [env.step(action) for env, action in zip(self.envs, actions)]
+        obs, rewards, terminated, truncated, _ = zip(*results)
+        obs, rewards, infos = np.array(obs, float), np.array(rewards, float), {}
+        self.returns += rewards
+        self.lengths += 1
+        ended = [i for i in range(self.num_envs) if terminated[i] or truncated[i]]
+        if ended:
+            episodes = zip(self.returns[ended].tolist(), self.lengths[ended].tolist())
+            infos = {"final_obs": obs.copy(), "episodes": list(episodes)}
+            self.returns[ended], self.lengths[ended] = 0, 0
+            for i in ended:
+                obs[i], _ = self.envs[i].reset()
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        return obs, rewards, terminated, truncated, infos
+
+
+def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.VectorEnv:
+    """N environments; UserError if there are none of that name, or none for these scripts."""
+    def make_env() -> gym.Env:
+        filming = {"render_mode": "rgb_array"} if video_folder else {}
+        env = gym.make(args.env_id, disable_env_checker=True, **filming)
+        for space, kinds, most in ((env.observation_space, "fiu", 2), (env.action_space, "f", 1)):
+            real = isinstance(space, gym.spaces.Box) and space.dtype.kind in kinds
+            if not (real or isinstance(space, gym.spaces.Discrete)) or len(space.shape) > most:
+                raise UserError(f"--env-id {args.env_id}: {space} is neither a vector of real "
+                                "numbers (Box) nor Discrete; images, Dict and so on do not work")
+        if video_folder:
+            env = gym.wrappers.RecordVideo(env, str(video_folder),
+                                           episode_trigger=lambda n: n < args.eval_episodes)
+        flat = len(env.observation_space.shape) == 1
+        return env if flat else gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
+
+    try:
+        if "mujoco" in str(gym.registry.get(args.env_id)) and find_spec("mujoco"):
+            import mujoco  # its warnings end in the simulated time: each would be another one
+            mujoco.set_mju_user_warning(lambda text: say_once(text.split(" Time = ")[0]))
+        return Envs([make_env] * args.num_envs)
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"--env-id {args.env_id}: {str(error).splitlines()[0]}") from error
+
+
+say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
+
+
+# ── 9. What makes it fast [shared: all five] ──────────────────────────────────────────────────────
+class RunningStats(nn.Module):
+    """Mean and standard deviation of all data so far, in float64 buffers, saved with the agent."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        for name, value in (("mean", 0.0), ("var", 1.0), ("std", 1.0)):
+            self.register_buffer(name, torch.full(shape, value, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def update(self, batch: Tensor) -> None:
+        """Merge a batch, (n, *shape): the moments of a whole from those of its two parts."""
+        var, mean = torch.var_mean(batch.to(self.mean), 0, correction=0)
+        self.count.add_(len(batch))
+        share, delta = len(batch) / self.count, mean - self.mean
+        self.mean.add_(share * delta)
+        self.var.add_(share * (var - self.var + (1 - share) * delta.square()))
+        self.std.copy_((self.var + 1e-8).sqrt())
+
+
+def in_numpy(module: nn.Module) -> Callable:
+    """The same module for arrays: its methods, on arrays for parameters, and layers in NumPy."""
+    if isinstance(module, nn.Sequential):
+        layers = [in_numpy(layer) for layer in module]
+        return lambda x: functools.reduce(lambda y, layer: layer(y), layers, x)
+    if isinstance(module, nn.Linear):
+        weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
+        return lambda x: x @ weight + bias
+    if isinstance(module, nn.Tanh):
+        return np.tanh
+    twin, tensors = object.__new__(type(module)), module._parameters | module._buffers
+    vars(twin).update(vars(module) | {name: x.detach().numpy() for name, x in tensors.items()}
+                      | {name: in_numpy(child) for name, child in module._modules.items()})
+    return twin
+
+
+@torch.no_grad()
+def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
+    NumPy, whose calls cost less for a few rows, or in PyTorch if NumPy does not get the same."""
+    agent = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
+    twin = in_numpy(agent)
+    try:
+        expected, found = agent.policy(torch.from_numpy(obs)), twin.policy(obs)
+        same = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(expected, found))
+        if same and isinstance(found.sample(), np.ndarray):
+            return lambda obs: twin.policy(obs).sample()
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        pass
+    return torch.no_grad()(lambda obs: agent.policy(torch.from_numpy(obs)).sample().numpy())
+
+
+class Optimizer:
+    """All parameters in one vector θ, of which they become views, and what an optimiser remembers.
+
+    state is what a function such as minibatch_step makes the next one of: θ, then so many vectors
+    like θ and so many numbers, all 0 at first. lr is the learning rate."""
+
+    def __init__(self, agent: Agent, args: Args, vectors: int, numbers: int, prefix: str = ""):
+        self.agent, self.compile, self.fast = agent, args.compile, None
+        self.named = {name: p for name, p in agent.named_parameters()
+                      if p.requires_grad and name.startswith(prefix)}
+        theta = nn.utils.parameters_to_vector(self.named.values()).detach()
+        nn.utils.vector_to_parameters(theta, self.named.values())
+        self.lr = theta.new_zeros(())
+        self.state = [theta, *(torch.zeros_like(theta) for _ in range(vectors)),
+                      *(theta.new_zeros(()) for _ in range(numbers))]  # no two share memory
+        type(agent).forward = lambda agent, f, *inputs: f(agent, *inputs)  # for functional_call
+
+    def gradient(self, loss: Callable, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """∇_θ loss(agent), as loss.backward() would leave it in .grad, in one vector; and what loss
+        returns second."""
+        if torch.compiler.is_compiling():
+            def at(theta: Tensor) -> tuple[Tensor, Tensor]:
+                pieces = theta.split([p.numel() for p in self.named.values()])
+                weights = {n: x.view(p.shape) for x, (n, p) in zip(pieces, self.named.items())}
+                return torch.func.functional_call(self.agent, weights, (loss,))
+            return torch.func.grad(at, has_aux=True)(theta)
+        value, other = loss(self.agent)  # its parameters are views of θ
+        parts = torch.autograd.grad(value, list(self.named.values()), allow_unused=True,
+                                    materialize_grads=True)
+        return torch.cat([x.flatten() for x in parts]), other
+
+    def once(self, step: Callable, minibatch: list[Tensor]) -> list[Tensor]:
+        """state, out = step(state, minibatch), and the state stays where it is in memory."""
+        state, out = step(self.state, minibatch)
+        for old, new in zip(self.state, state, strict=True):
+            old.copy_(new)
+        return out
+
+    def run(self, step: Callable, minibatches: list[Tensor]) -> list[Tensor]:
+        """for minibatch in minibatches: state, out = step(state, minibatch)    → the outs, stacked
+
+        minibatches are (number, M, …) each, of the same sizes in all calls. With --compile a call
+        is compiled; on a GPU it is recorded once, to be launched at once (a CUDA graph)."""
+        def loop(minibatches: list[Tensor]) -> list[Tensor]:
+            outs = [self.once(step, minibatch) for minibatch in zip(*minibatches)]
+            return [torch.stack(x) for x in zip(*outs)]
+
+        if self.fast is None:
+            self.fast = loop
+            if self.lr.is_cuda:
+                self.fast = self.recorded(loop, [x.clone() for x in minibatches])
+            elif self.compile:
+                print("--compile: compiling, for about half a minute", flush=True)
+                try:
+                    from torch._higher_order_ops import scan
+                    compiled = torch.compile(lambda *x: scan(step, *x), fullgraph=True,
+                                             dynamic=False, options={"cpp_wrapper": True})
+                    compiled(self.state, minibatches)
+                    self.fast = functools.partial(self.once, compiled)
+                except Exception as error:  # a compiler can raise anything
+                    reason = " ".join(str(error).split())[:200]
+                    print(f"--compile: it failed, so the run goes on without it: {reason}")
+        return self.fast(minibatches)
+
+    def recorded(self, loop: Callable, buffers: list[Tensor]) -> Callable:
+        """loop as a CUDA graph: its kernels, recorded on buffers that stay."""
+        graph, before = torch.cuda.CUDAGraph(), [x.clone() for x in self.state]
+        loop(buffers)  # what is recorded must have run before
+        self.once(lambda *_: (before, None), buffers)
+        with torch.cuda.graph(graph):
+            outs = loop(buffers)
+
+        def replay(minibatches: list[Tensor]) -> list[Tensor]:
+            for buffer, x in zip(buffers, minibatches):
+                buffer.copy_(x)
+            graph.replay()
+            return [x.clone() for x in outs]
+        return replay
+
+
+# ── 10. The run directory [shared: all five] ──────────────────────────────────────────────────────
+class Run:
+    """A run directory (args.json, progress.csv, TensorBoard, checkpoint.pt) and a progress bar."""
+
+    def __init__(self, args: Args, agent: Agent, optimizer: Optimizer):
+        self.args, self.agent, self.optimizer, self.stopped = args, agent, optimizer, False
+        self.iteration = self.step = self.episodes = self.csv_size = 0
+        self.seconds, self.unlogged, self.last_returns = 0.0, [], []
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+        self.dir = Path(args.resume or Path(args.run_dir, re.sub("[/:]", "-", name)))
+        if args.resume is not None:
+            vars(self).update(restore(args, agent, optimizer)["progress"])
+        device = torch.cuda.get_device_name() if optimizer.lr.is_cuda else "cpu"
+        facts = {"device": device, "python": sys.version.split()[0]} | {
+            name: sys.modules[name].__version__ for name in
+            ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules}
+        print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", *map(" ".join, facts.items()))
+        print(f"steps {self.step:,} to {args.total_timesteps:,}, at least {args.batch_size:,} an "
+              f"iteration, in {self.dir}", flush=True)
+        settings = {"algorithm": ALGORITHM} | asdict(args) | facts
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            (self.dir / "args.json").write_text(json.dumps(settings, indent=2))
+        except OSError as error:
+            raise UserError(f"--run-dir {args.run_dir}: {error.strerror}") from error
         if args.track:
             import wandb
             try:
-                self.wandb = wandb.init(
-                    project=args.wandb_project_name, entity=args.wandb_entity, dir=str(run_dir),
-                    name=run_dir.name, id=run_dir.name, resume="allow",
-                    config=dataclasses.asdict(args))
-            except wandb.Error as error:
-                raise UserError(f"--track: {error} (WANDB_MODE=offline needs no account)")
-            self.wandb.define_metric("*", step_metric="global_step")
-        self.bar = tqdm(total=self.total, initial=progress.global_step, file=sys.stdout,
-                        disable=not sys.stdout.isatty(), dynamic_ncols=True,
+                wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, dir=self.dir,
+                           name=self.dir.name, id=self.dir.name, config=settings, resume="allow",
+                           sync_tensorboard=True)
+            except wandb.errors.Error as error:
+                raise UserError(f"--track: {error} (WANDB_MODE=offline: no account)") from error
+        self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)
+        self.csv = (self.dir / "progress.csv").open("a", newline="")
+        self.csv_size = min(self.csv_size, self.csv.seek(0, os.SEEK_END))
+        self.csv.truncate(self.csv_size)  # the rows after the checkpoint will come again
+        self.bar = tqdm(total=args.total_timesteps, initial=self.step, file=sys.stdout,
+                        dynamic_ncols=True, disable=None,  # None: if this is not a terminal
                         bar_format="{n:,}/{total:,} steps |{bar}| {elapsed}<{remaining}{postfix}")
+        self.clock, self.saved, self.shown = time.perf_counter(), time.perf_counter(), self.step
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        for tag, value in values.items():
-            self.tensorboard.add_scalar(tag, value, step)
-        if self.wandb:
-            self.wandb.log({"global_step": step, **values})
+    def iterations(self) -> Iterator[int]:
+        """The number of steps taken so far, while another iteration fits into the budget; saves at
+        the end. Ctrl-C and SIGTERM end it after the present iteration, a second one at once."""
+        def stop(number, frame):
+            if self.stopped:
+                raise KeyboardInterrupt
+            self.stopped = True
+            os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
-    def log(self, progress: Progress, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """One iteration, one row; but iterations of fewer than 1,000 steps (in short runs: of less
-        than a hundredth of the run) share a row, with the last one's metrics. The run's end has a
-        row. episodic_return and episodic_length are means over the episodes that ended since the
-        last row (empty if none did), return_100 is the mean of the last 100."""
-        start = progress.global_step - rollout.size
-        for step, episodic_return, length in rollout.episodes:
-            self.scalars(start + step, {"charts/episodic_return": episodic_return,
-                                        "charts/episodic_length": length})
-        spacing = max(1, min(1000, self.total // 100))
-        if (progress.global_step // spacing == start // spacing
-                and progress.global_step <= self.last_start):
+        main = threading.current_thread() is threading.main_thread()
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM) if main}
+        last_start = self.args.total_timesteps - self.args.batch_size
+        try:
+            while not self.stopped and self.step <= last_start:
+                yield self.step
+            self.save()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def log(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """Count an iteration; stop at NaN; write a row and TensorBoard, at times a checkpoint.
+
+        Iterations of fewer than 1,000 steps (in short runs: 1 %) share a row, with the last one's
+        metrics, and means over all episodes that ended since the row before (empty if none)."""
+        now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
+        self.iteration, self.step = self.iteration + 1, self.step + rollout.size
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        check_finite(self.step, rollout._asdict() | metrics)
+        for at, episodic_return, length in rollout.episodes:
+            self.tensorboard.add_scalar("charts/episodic_return", episodic_return, start + at)
+            self.tensorboard.add_scalar("charts/episodic_length", length, start + at)
+        self.episodes += len(rollout.episodes)
+        self.unlogged += rollout.episodes
+        self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
+        spacing = max(1, min(1000, total // 100))
+        if self.step // spacing == start // spacing and self.step <= total - self.args.batch_size:
             return
-        sps = round(progress.global_step / progress.seconds)
-        charts = {"charts/SPS": sps, "charts/learning_rate": metrics["learning_rate"]}
-        losses = {f"losses/{k}": v for k, v in metrics.items() if k != "learning_rate"}
-        self.scalars(progress.global_step, charts | losses)
-        _, returns, lengths = zip(*progress.since_row) if progress.since_row else [()] * 3
-        progress.since_row = []
-        row = {"iteration": progress.iteration, "global_step": progress.global_step,
-               "seconds": round(progress.seconds, 3), "episodes": progress.episodes,
-               "episodic_return": mean_or_blank(returns),
-               "episodic_length": mean_or_blank(lengths), "SPS": sps,
-               "return_100": mean_or_blank(progress.last_returns), **metrics}
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows([row.values()] if file.tell() else [row, row.values()])
-        average = f"{row['return_100']:.1f}" if progress.last_returns else "–"
-        text = f"return {average}, {sps:,} SPS"
+        row = {"iteration": self.iteration, "global_step": self.step,
+               "seconds": round(self.seconds, 3), "episodes": self.episodes,
+               "episodic_return": [e[1] for e in self.unlogged],
+               "episodic_length": [e[2] for e in self.unlogged],
+               "SPS": round(self.step / self.seconds), "return_100": self.last_returns, **metrics}
+        for name in ("episodic_return", "episodic_length", "return_100"):
+            row[name] = float(np.mean(row[name])) if row[name] else ""
+        csv.writer(self.csv).writerows([row.values()] if self.csv_size else [row, row.values()])
+        self.csv.flush()
+        self.csv_size, self.unlogged = self.csv.tell(), []
+        for name in ("SPS", *metrics):
+            group = "charts" if name in ("SPS", "learning_rate") else "losses"
+            self.tensorboard.add_scalar(f"{group}/{name}", row[name], self.step)
+        average = f"{row['return_100']:.1f}" if self.last_returns else "unknown"
+        self.show(f"return {average}, {row['SPS']:,} SPS")
+        if now - self.saved > 30:
+            self.save()
+
+    def show(self, text: str) -> None:
+        """The bar on a terminal, else a line at every 5 % of the run."""
+        total = self.args.total_timesteps
         self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(progress.global_step - self.bar.n)
-        if self.bar.disable and progress.global_step * 20 // self.total > self.marks:
-            self.marks = progress.global_step * 20 // self.total
-            print(f"step {progress.global_step:,} of {self.total:,}: {text}", flush=True)
+        self.bar.update(self.step - self.bar.n)
+        if self.bar.disable and 20 * self.step // total > 20 * self.shown // total:
+            print(f"step {self.step:,} of {total:,}: {text}", flush=True)
+            self.shown = self.step
 
-    def close(self) -> None:
-        self.bar.close()
-        self.tensorboard.close()
-        if self.wandb:
-            self.wandb.finish()
+    def save(self) -> None:
+        """Tensors and plain values only; renamed into place: a crash leaves the last one whole."""
+        names = "iteration", "step", "seconds", "episodes", "csv_size", "unlogged", "last_returns"
+        torch.save({"algorithm": ALGORITHM, "args": asdict(self.args),
+                    "progress": {name: getattr(self, name) for name in names},
+                    "agent": self.agent.state_dict(), "optimizer": self.optimizer.state,
+                    "rng": torch.get_rng_state()}, self.dir / "checkpoint.tmp")
+        os.replace(self.dir / "checkpoint.tmp", self.dir / "checkpoint.pt")
+        self.saved = time.perf_counter()
 
-
-def mean_or_blank(values: Sequence[float]) -> float | str:
-    """Empty, not zero, where there is nothing to average."""
-    return float(np.mean(values)) if values else ""
-
-
-def save_checkpoint(run_dir: Path, agent: Agent, optimizer: nn.Module, args: Args,
-                    progress: Progress) -> None:
-    """Tensors and plain values only; renamed into place, so a crash leaves the last one whole."""
-    checkpoint = {
-        "algorithm": ALGORITHM, "args": dataclasses.asdict(args),
-        "progress": dataclasses.asdict(progress), "agent": agent.state_dict(),
-        "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None}
-    torch.save(checkpoint, run_dir / "checkpoint.tmp")
-    os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
-
-
-def load_checkpoint(flag: str, run_dir: str) -> dict:
-    """UserError if there is none, it cannot be read, or another script wrote it."""
-    path = Path(run_dir, "checkpoint.pt")
-    if not path.is_file():
-        raise UserError(f"{flag} {run_dir}: no checkpoint.pt there; give a run directory")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["algorithm"] == ALGORITHM:
-            return checkpoint | {"args": Args(**checkpoint["args"]),
-                                 "progress": Progress(**checkpoint["progress"])}
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{flag} {run_dir}: checkpoint.pt is damaged, or from another version of "
-                        f"this script ({type(error).__name__})")
-    raise UserError(f"{flag} {run_dir}: a run of {checkpoint['algorithm']}.py, use that script")
-
-
-def restore(flag: str, args: Args, agent: Agent, optimizer: nn.Module) -> Progress:
-    """Put everything back but the environments, whose running episodes start anew."""
-    run_dir = args.resume or args.evaluate
-    checkpoint = load_checkpoint(flag, run_dir)
-    trained_on = checkpoint["args"].env_id
-    if trained_on != args.env_id:
-        raise UserError(f"{flag} {run_dir}: a run on {trained_on}, not on --env-id {args.env_id}")
-    try:
-        agent.load_state_dict(checkpoint["agent"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["rng"])
-        if torch.cuda.is_initialized() and checkpoint["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(checkpoint["cuda_rng"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{flag} {run_dir}: checkpoint.pt does not fit this script's networks "
-                        f"({type(error).__name__})")
-    return checkpoint["progress"]
-
-
-# ==================================================================================================
-# 9. Training, evaluation, command line    [shared: all five]
-# ==================================================================================================
-def check_numbers(args: Args) -> None:
-    """UserError for the first flag whose value is outside of its range."""
-    above_0 = ("total_timesteps num_envs num_steps learning_rate update_epochs num_minibatches "
-               "clip_coef clip_obs clip_reward target_kl episodes_per_update critic_epochs "
-               "cg_iters backtrack_iters")
-    for names, limits, inside in (
-            (above_0, "above 0", lambda x: x > 0),
-            ("ent_coef vf_coef max_grad_norm cg_damping eval_episodes", "0 or above",
-             lambda x: x >= 0),
-            ("seed", "from 0 to 2^64 − 1", lambda x: 0 <= x < 2**64),
-            ("gamma gae_lambda backtrack_coef", "from 0 to 1", lambda x: 0 <= x <= 1)):
-        for name in names.split():
-            value = getattr(args, name, None)
-            if value is not None and not inside(value):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not (np.isfinite(value) or name.startswith("clip_")):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be finite")
-
-
-def check_args(args: Args) -> None:
-    """UserError for the first flag that cannot work, before anything is written."""
-    check_numbers(args)
-    if "" in (args.resume, args.evaluate):
-        raise UserError('--resume "" or --evaluate "": give a run directory')
-    if args.evaluate and (args.resume or not args.eval_episodes):
-        raise UserError(f"--evaluate {args.evaluate}: goes with neither --resume nor "
-                        "--eval-episodes 0")
-    if args.batch_size > args.total_timesteps:
-        raise UserError(f"--total-timesteps {args.total_timesteps}: less than one iteration, "
-                        f"{args.batch_size} steps")
-    parts = getattr(args, "num_minibatches", None)
-    if parts and (args.batch_size % parts or args.batch_size // parts < 2):
-        raise UserError(f"--num-minibatches {parts}: must divide the batch of {args.batch_size} "
-                        "(--num-envs × --num-steps) into minibatches of 2 or more: change one "
-                        "of the three")
-    if hasattr(args, "num_steps") and args.batch_size == 1:
-        raise UserError(f"--num-steps {args.num_steps}: with --num-envs 1 that is a batch of one "
-                        "step, which has no spread; raise either")
-    episodes, group = getattr(args, "episodes_per_update", 0), getattr(args, "baseline", "")
-    if episodes % args.num_envs:
-        raise UserError(f"--episodes-per-update {episodes}: must be a multiple of --num-envs "
-                        f"{args.num_envs}, which play one episode each per round")
-    if group == "group" and args.num_envs == 1:
-        raise UserError("--baseline group: compares the episodes of a round, so it needs "
-                        "--num-envs 2 or more")
-    compilers = map(shutil.which, ("c++", "g++", "clang++", "cl"))
-    if getattr(args, "compile", False) and not args.evaluate and not any(compilers):
-        raise UserError("--compile: needs a C++ compiler, for instance g++, and there is none "
-                        "(--no-compile goes without)")
-    if args.track and not args.evaluate and not importlib.util.find_spec("wandb"):
-        raise UserError("--track: needs wandb (pip install wandb)")
-    if args.capture_video:
-        check_video(args)
-
-
-def check_video(args: Args) -> None:
-    """UserError if there are no episodes to film, no frame can be drawn or moviepy is missing."""
-    if not args.eval_episodes:
-        raise UserError("--capture-video: films the evaluation, so not with --eval-episodes 0")
-    make_envs(dataclasses.replace(args, num_envs=1)).close()  # says what is wrong with --env-id
-    try:
-        env = gym.make(args.env_id, render_mode="rgb_array")
-        env.reset()
-        env.render()
-        env.close()
-        importlib.metadata.version("moviepy")
-    except Exception as error:
-        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (pip install moviepy "
-                        "if that is missing; MuJoCo without a display: MUJOCO_GL=egl or osmesa)")
+    def finish(self) -> None:
+        """Evaluate, or after Ctrl-C say how to go on; close what is open."""
+        for opened in (self.bar, self.tensorboard, self.csv):
+            opened.close()
+        if self.stopped:
+            print(f"stopped at step {self.step:,}; to go on: --resume {self.dir}")
+        elif self.args.eval_episodes:
+            actions = "deterministic" if self.args.eval_deterministic else "sampled"
+            returns = evaluate(self.agent, self.args, self.args.eval_episodes, self.dir)
+            text = json.dumps({"actions": actions, "returns": returns})
+            (self.dir / "evaluation.json").write_text(text)
+        if self.args.track:
+            import wandb
+            films = self.dir.glob("videos/*.mp4")
+            wandb.log({f"videos/{film.stem}": wandb.Video(str(film)) for film in films})
+            wandb.finish()
 
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
-    for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl"):
+    for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl", "kl"):
         if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
-            advice = ("Often a smaller --learning-rate helps (TRPO's policy: --target-kl)"
-                      if name in ("policy_loss", "value_loss", "approx_kl") else
-                      "The environment returned it")
-            raise UserError(f"{name} is NaN or infinite by step {step:,}: training stops, what was "
-                            f"saved before stays as it is. {advice}")
+            advice = ("the environment returned it" if name in ("obs", "next_obs", "rewards") else
+                      "a smaller --learning-rate or --target-kl may help")
+            raise UserError(f"{name} is NaN or infinite by step {step:,} ({advice}): training "
+                            "stops; what was saved before stays as it is")
+
+
+def restore(args: Args, agent: Agent | None = None, optimizer: Optimizer | None = None) -> dict:
+    """The checkpoint of --resume or --evaluate; its state is put into what is given."""
+    flag = "resume" if args.evaluate is None else "evaluate"
+    run_dir = getattr(args, flag)
+    try:
+        if not run_dir:  # as from a shell variable that is not set
+            raise ValueError("give a run directory")
+        path = Path(run_dir, "checkpoint.pt")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["algorithm"] != ALGORITHM:
+            raise ValueError(f"a run of {checkpoint['algorithm']}.py, use that script")
+        checkpoint["args"] = Args(**checkpoint["args"])
+        if agent and args.env_id != checkpoint["args"].env_id:
+            raise ValueError(f"a run on {checkpoint['args'].env_id}, not on --env-id {args.env_id}")
+        if agent:
+            agent.load_state_dict(checkpoint["agent"])
+        if optimizer:
+            optimizer.once(lambda *_: (checkpoint["optimizer"], None), [])
+            torch.set_rng_state(checkpoint["rng"])
+        return checkpoint
+    except Exception as error:  # a damaged file can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--{flag} {run_dir}: no usable checkpoint.pt: {reason}") from error
+
+
+# ── 11. Evaluation and command line [shared: all five] ────────────────────────────────────────────
+@torch.no_grad()
+def evaluate(agent: Agent, args: Args, episodes: int, run_dir: Path | None = None) -> list[float]:
+    """Raw returns of whole episodes with frozen statistics, played one after the other (the first
+    to end out of several played at once would be the short ones). Prints mean ± std."""
+    folder = Path(run_dir, "videos") if run_dir and args.capture_video else None
+    envs, returns = make_envs(replace(args, num_envs=1), folder), []
+    agent = copy.deepcopy(agent).cpu()
+    obs, _ = envs.reset(seed=(args.seed, 2**31))  # not the episodes of the training
+    for _ in range(episodes * (envs.envs[0].spec.max_episode_steps or 10_000)):
+        policy = agent.policy(torch.from_numpy(obs))
+        actions = policy.mode if args.eval_deterministic else policy.sample()
+        obs, *_, infos = envs.step(actions.numpy())
+        returns += [episode[0] for episode in infos.get("episodes", ())]
+        if len(returns) == episodes:
+            break
+    envs.close()
+    how = "deterministic" if args.eval_deterministic else "sampled"
+    missing = f" (of {episodes}: no more ended)" if len(returns) < episodes else ""
+    print(f"evaluation, {len(returns)} episodes{missing}, {how} actions: "
+          f"return {np.mean(returns or math.nan):.1f} ± {np.std(returns or math.nan):.1f}")
+    return returns
+
+
+def check_args(args: Args) -> None:
+    """UserError for the first flag that cannot work, before anything is written."""
+    limits = (dict.fromkeys(("gamma", "gae_lambda", "backtrack_coef"), (0, 1))
+              | dict.fromkeys(("ent_coef", "vf_coef", "max_grad_norm", "cg_damping"), (0, 1e12))
+              | dict.fromkeys(("clip_obs", "clip_reward"), (1e-12, math.inf))
+              | {"seed": (0, 2**64 - 1), "eval_episodes": (0, 10**9), "log_std_init": (-99, 99)})
+    for name, value in vars(args).items():
+        low, high = limits.get(name, (1, 10**12) if type(value) is int else (1e-12, 1e12))
+        if type(value) in (int, float) and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
+    batch, parts = args.batch_size, getattr(args, "num_minibatches", 1)
+    for wrong, text in (
+            (None not in (args.evaluate, args.resume), "--evaluate and --resume: give one of them"),
+            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: nothing"),
+            (batch > args.total_timesteps, f"--total-timesteps {args.total_timesteps}: less than "
+             f"one iteration of {batch} steps"),
+            (hasattr(args, "num_minibatches") and (batch % parts or batch // parts < 2),
+             f"--num-minibatches {parts}: must divide the batch of {batch} (--num-envs times "
+             "--num-steps) into minibatches of 2 or more"),
+            (batch == 1 and hasattr(args, "num_steps"), "--num-steps 1 and --num-envs 1: a batch "
+             "of one step has no spread; raise either"),
+            (getattr(args, "baseline", "") == "group" and args.num_envs == 1, "--baseline group: "
+             "compares the episodes of a round, so it needs --num-envs 2 or more"),
+            (args.track and not find_spec("wandb"), "--track: needs wandb (pip install wandb)"),
+            (args.capture_video and not args.eval_episodes, "--capture-video: films the "
+             "evaluation, so not with --eval-episodes 0")):
+        if wrong:
+            raise UserError(text)
+    if args.capture_video:
+        make_envs(args).close()
+        try:
+            import moviepy  # noqa: F401, RecordVideo needs it when it is too late
+            env = gym.make(args.env_id, render_mode="rgb_array")
+            env.reset()
+            env.render()
+        except Exception as error:
+            raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (MuJoCo "
+                            "without a display: MUJOCO_GL=egl or osmesa)") from error
 
 
 def start(args: Args) -> torch.device:
-    """Seed the random number generators and choose the device."""
+    """Check the flags, seed the random number generators, choose the device."""
+    check_args(args)
     torch.manual_seed(args.seed)
     random.seed(args.seed)  # this one and the next for environments that draw from them
     np.random.seed(args.seed % 2**32)
     torch.set_num_threads(1)  # networks of this size lose with more
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
-    torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.set_deterministic_debug_mode("error" if args.torch_deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and we never read it
+    if args.cuda and not torch.cuda.is_available():
+        print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
-def train(args: Args) -> Agent:
-    """A whole run: start or resume, iterate, save, evaluate."""
-    check_args(args)
-    device, envs = start(args), make_envs(args)
-    agent = Agent(envs, args).to(device)
-    optimizer, progress = make_optimizer(agent, args), Progress()
-    name = re.sub("[/:]", "-", f"{args.env_id}__{args.exp_name}__{args.seed}")
-    run_dir = Path(args.run_dir, f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
-    if args.resume:
-        run_dir, progress = Path(args.resume), restore("--resume", args, agent, optimizer)
-    announce(args, envs, device, run_dir, progress)
-    obs, _ = envs.reset(seed=env_seeds(args, progress.global_step))
-    saved = began = time.perf_counter()
-    with contextlib.closing(Logger(args, run_dir, progress)) as logger:
-        with caught_signals() as stop:
-            while not stop and progress.global_step + args.batch_size <= args.total_timesteps:
-                step = progress.global_step
-                lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
-                optimizer.lr.fill_(lr)
-                rollout, obs = collect_rollout(agent, envs, obs, args)
-                check_finite(step + rollout.size, rollout._asdict())
-                metrics = update(agent, optimizer, rollout, args)
-                check_finite(step + rollout.size, metrics)
-                now = time.perf_counter()
-                progress.advance(rollout, now - began)
-                began = now  # so that logging and saving count, too
-                logger.log(progress, rollout, metrics | {"learning_rate": lr})
-                if now - saved > 30:
-                    save_checkpoint(run_dir, agent, optimizer, args, progress)
-                    saved = now
-        save_checkpoint(run_dir, agent, optimizer, args, progress)
-        envs.close()
-        logger.bar.close()
-        if stop:
-            print(f"stopped at step {progress.global_step:,}; to go on: --resume {run_dir}")
-        elif args.eval_episodes:
-            report_evaluation(agent, args, run_dir, logger.wandb)
-    return agent
-
-
-def announce(args: Args, envs: gym.vector.VectorEnv, device: torch.device, run_dir: Path,
-             progress: Progress) -> None:
-    """Say what is about to run, and write args.json."""
-    facts = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-             "python": sys.version.split()[0]}
-    for package in ("torch", "numpy", "gymnasium", "mujoco"):
-        if importlib.util.find_spec(package):
-            facts[package] = importlib.metadata.version(package)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--run-dir {args.run_dir}: {error.strerror}")
-    settings = {"algorithm": ALGORITHM} | dataclasses.asdict(args) | facts
-    (run_dir / "args.json").write_text(json.dumps(settings, indent=2))
-    print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", ", ".join(map(" ".join, facts.items())))
-    if args.cuda and device.type == "cpu":
-        print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
-    if envs.get_attr("spec")[0].max_episode_steps is None:
-        print(f"{args.env_id} has no registered time limit: its episodes must end by themselves")
-    if args.resume:
-        print(f"resumed at step {progress.global_step:,}; running episodes start anew")
-    print(f"{args.plan}, in {run_dir}", flush=True)
-
-
-@contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM go into a list, to be looked at between iterations; a second is final."""
-    caught = []
-
-    def handler(signum, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signum)
-        # not print: the signal may have come in the middle of one
-        os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
-
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for signum, previous in before.items():
-            signal.signal(signum, previous)
-
-
-def evaluate(agent: Agent, args: Args, episodes: int, video_folder: Path | None = None
-             ) -> list[float]:
-    """Raw returns of whole episodes with frozen statistics, played one after the other (the first
-    to end out of several played at once would be the short ones)."""
-    args, returns = dataclasses.replace(args, num_envs=1), []
-    envs, actor = make_envs(args, video_folder), copy.deepcopy(agent).cpu()
-    obs, _ = envs.reset(seed=env_seeds(args, 2**31))  # not the episodes of the training
-    while len(returns) < episodes:
-        with torch.no_grad():
-            policy = actor.policy(torch.from_numpy(obs))
-            actions = policy.mode if args.eval_deterministic else policy.sample()
-        obs, _, _, _, infos = envs.step(actor.to_env(actions))
-        returns += [episodic_return for episodic_return, _ in finished_episodes(infos)]
-    envs.close()
-    return returns
-
-
-def report_evaluation(agent: Agent, args: Args, run_dir: Path, wandb_run=None) -> None:
-    """Evaluate, print, and write evaluation.json and, if asked, videos/ into the run directory."""
-    videos = run_dir / "videos" if args.capture_video else None
-    returns = evaluate(agent, args, args.eval_episodes, videos)
-    actions = "deterministic" if args.eval_deterministic else "sampled"
-    print(f"evaluation, {len(returns)} episodes, {actions} actions: "
-          f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}")
-    if not args.evaluate:  # it stays what the run ended with
-        text = json.dumps({"actions": actions, "returns": returns})
-        (run_dir / "evaluation.json").write_text(text)
-    if wandb_run and videos:
-        import wandb
-        wandb_run.log({f"videos/{v.stem}": wandb.Video(str(v)) for v in videos.glob("*.mp4")})
-
-
-def parse_args() -> Args:
-    """Flags; with --resume or --evaluate, the flags of that run, changed by those given now."""
-    args = tyro.cli(Args, description=__doc__.splitlines()[0])
-    for flag in ("resume", "evaluate"):
-        if run_dir := getattr(args, flag):
-            saved = load_checkpoint(f"--{flag}", run_dir)["args"]
-            if flag == "evaluate":  # some episodes and no film, unless told otherwise
-                saved.eval_episodes = saved.eval_episodes or Args.eval_episodes
-                saved.capture_video = False
-            return tyro.cli(Args, default=dataclasses.replace(saved, resume=None, evaluate=None))
-    return args
-
-
 def main() -> None:
+    """Flags; with --resume or --evaluate, the flags of that run, changed by those given now."""
     warnings.filterwarnings("once", message=".*out of date")  # Gymnasium's, at every gym.make
     try:
-        args = parse_args()
-        if not args.evaluate:
+        args = tyro.cli(Args, description=__doc__.splitlines()[0])
+        if args.resume is not None or args.evaluate is not None:
+            saved = replace(restore(args)["args"], resume=None, evaluate=None)
+            if args.evaluate is not None:  # some episodes and no film, unless told otherwise
+                saved = replace(saved, capture_video=False, eval_episodes=saved.eval_episodes or 10)
+            args = tyro.cli(Args, default=saved)
+        if args.evaluate is None:
             train(args)
             return
-        check_args(args)
         start(args)
-        agent = Agent(make_envs(dataclasses.replace(args, num_envs=1)), args)
-        restore("--evaluate", args, agent, make_optimizer(agent, args))
-        report_evaluation(agent, args, Path(args.evaluate))
-    except UserError as error:
+        agent = Agent(make_envs(args), args)
+        restore(args, agent)
+        evaluate(agent, args, args.eval_episodes, Path(args.evaluate))
+    except (UserError, ImportError) as error:
         print(f"{ALGORITHM}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

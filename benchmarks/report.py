@@ -420,14 +420,16 @@ def clip() -> None:
 
 def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
     """PPO's steps per second against the number of environments, at 2,048 steps per rollout."""
-    looks = {"compile": "#D55E00", "eager": "#009E73", "async": "#56B4E9", "sb3": "#555555"}
+    looks = {"compile": "#D55E00", "eager": "#009E73", "async": "#56B4E9", "sbx": "#E69F00",
+             "sb3": "#555555"}
     figure, axis = plt.subplots(figsize=(9, 5.5))
     for name, colour in looks.items():
         points = {races.RACES[race][2]: races.median(rows[name], "steps_per_second")
                   for race, rows in measured.items() if race.startswith("ppo") and name in rows}
-        sizes = sorted(points)
-        axis.plot(sizes, [points[n] for n in sizes], "o-", color=colour,
-                  label=races.TITLES[name].replace("`", ""))
+        if points:
+            sizes = sorted(points)
+            axis.plot(sizes, [points[n] for n in sizes], "o-", color=colour,
+                      label=races.TITLES[name].replace("`", ""))
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(n) for n in sizes])
     axis.set_ylim(0)

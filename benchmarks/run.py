@@ -197,8 +197,6 @@ def execute(job: Experiment, seed: int, results: Path, runs: Path, extra: list[s
     script = [str(ROOT / f"{job.script}.py")]
     if job.variant:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
-    if not hasattr(importlib.import_module(job.script).Args, "compile"):
-        extra = [flag for flag in extra if flag != "--compile"]
     command = [sys.executable, *script, "--env-id", job.env_id, "--seed", str(seed), "--run-dir",
                str(run_dir), *job.flags.split(), *extra]
     with (run_dir / "log.txt").open("w") as log:

@@ -1,25 +1,34 @@
 """Steps per second of our scripts against Stable-Baselines3, and where the time goes.
 
 One race per script and shape (environments × steps of a rollout): the same environment, network
-sizes, rollout, epochs and minibatches on both sides; one torch thread; on the CPU. Ours normalises
-observations and rewards and writes its log; SB3 does the former as "sb3-normalised" (VecNormalize),
-neither as "sb3". The optimiser and its settings, which cost next to nothing to change, are each
-side's own. A machine's speed drifts, so the contestants take turns: one round runs each once, in
-its own process, and only medians and ratios over the rounds are to be trusted.
+sizes, rollout, epochs and minibatches on both sides; one thread; on the CPU. Ours is the script's
+own train(): it normalises observations and rewards and writes its log; SB3 does the former as
+"sb3-normalised" (VecNormalize), neither as "sb3". The optimiser and its settings, which cost next
+to nothing to change, are each side's own. A machine's speed drifts, so the contestants take turns:
+one round runs each once, in its own process, and only medians and ratios over the rounds are to be
+trusted.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/speed.py                      # prints the tables, writes results/speed.csv
     python benchmarks/speed.py --races ppo-1x2048 --rounds 3
     python benchmarks/speed.py --races ppo-1x2048 --peer "python cleanrl/ppo_continuous_action.py
         --env-id HalfCheetah-v4 --num-envs 1 --num-steps 2048 --total-timesteps 20480 --no-cuda"
+    python -m venv sbx && sbx/bin/pip install sbx-rl "gymnasium[mujoco]"
+    python benchmarks/speed.py --sbx sbx/bin/python
 
-"async" steps each environment in a process of its own; "cuda" and "cuda-compile" take part where
-there is a GPU. A peer is any command that prints "SPS: <number>", as CleanRL does; its last one
-counts. Races that do not run keep their rows in the CSV.
+"cuda" takes part where there is a GPU. SBX, PPO in JAX by the authors of SB3, takes part in PPO's
+races where --sbx names a Python that has it; like "sb3" it normalises and logs nothing. A peer is
+any command that prints "SPS: <number>", as CleanRL does; its last one counts. Races that do not run
+keep their rows in the CSV.
+
+One thread: torch.set_num_threads(1) and OMP_NUM_THREADS=1 for all, and for SBX, whose compiler XLA
+has threads of its own, XLA_FLAGS as in ONE_THREAD. It then takes one core at most (seen: 0.97 to
+0.99 CPU seconds per second).
 """
 import csv
 import importlib
 import json
+import os
 import platform
 import re
 import resource
@@ -30,20 +39,22 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 ROOT = Path(__file__).resolve().parent.parent
-CONTESTANTS = ("sb3", "sb3-normalised", "eager", "compile", "async", "cuda", "cuda-compile")
-TITLES = {"sb3": "SB3", "sb3-normalised": "SB3, VecNormalize", "eager": "ours",
-          "compile": "ours, `--compile`", "async": "ours, in processes", "cuda": "ours, GPU",
-          "cuda-compile": "ours, GPU, `--compile`", "floor": "simulator and products alone"}
+CONTESTANTS = ("sb3", "sb3-normalised", "eager", "compile", "cuda")
+TITLES = {"sb3": "SB3", "sb3-normalised": "SB3, VecNormalize", "sbx": "SBX", "eager": "ours",
+          "compile": "ours, `--compile`", "async": "ours, in processes",  # in older CSVs
+          "cuda": "ours, GPU", "floor": "simulator and products alone"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false "
+              "intra_op_parallelism_threads=1"}
 COLUMNS = ("race", "round", "contestant", "steps_per_second", "simulator", "acting", "learning",
            "memory")
-STEPS = 12_288  # environment steps per measurement, after 2,048 or one rollout to warm up
+STEPS = 12_288  # environment steps per measurement, after a warm-up
+WARM_UP = 2_048  # steps, or one rollout if that is more; SBX, which compiles at many places: STEPS
 PPO = ({"update_epochs": 10, "num_minibatches": 32, "max_grad_norm": 0.5}, {"n_epochs": 10})
 TRPO = ({"critic_epochs": 10, "num_minibatches": 16, "cg_iters": 15},
         {"n_critic_updates": 10, "cg_max_steps": 15})
@@ -64,80 +75,65 @@ class Options:
     races: tuple[Literal[tuple(RACES)], ...] = tuple(RACES)  # which of them to run
     rounds: int = 5  # how often each contestant runs, in turn
     contestants: tuple[Literal[CONTESTANTS], ...] = CONTESTANTS  # which of them run
+    sbx: str = ""  # the Python of an environment that has SBX; it joins PPO's races
     peer: str = ""  # a command that prints "SPS: <number>"; it joins every race
     output: Path = ROOT / "benchmarks/results/speed.csv"
-    worker: str = ""  # used by the script itself: the contestant to measure in this process
 
 
 def measure_sb3(script: str, env_id: str, num_envs: int, num_steps: int, settings: tuple,
-                normalised: bool = False) -> dict[str, float]:
-    import sb3_contrib
-    import stable_baselines3
+                library: str = "sb3") -> dict[str, float]:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
     ours, theirs = settings
-    algorithm = {"ppo_continuous": stable_baselines3.PPO, "trpo": sb3_contrib.TRPO,
-                 "a2c": stable_baselines3.A2C}[script]
+    module, name = {"ppo_continuous": ("stable_baselines3", "PPO"), "trpo": ("sb3_contrib", "TRPO"),
+                    "a2c": ("stable_baselines3", "A2C")}[script]
+    algorithm = getattr(importlib.import_module("sbx" if library == "sbx" else module), name)
     if "num_minibatches" in ours:
         theirs = theirs | {"batch_size": num_envs * num_steps // ours["num_minibatches"]}
     envs = make_vec_env(env_id, n_envs=num_envs, seed=1)
-    envs = VecNormalize(envs) if normalised else envs
+    envs = VecNormalize(envs) if library == "sb3-normalised" else envs
     model = algorithm("MlpPolicy", envs, n_steps=num_steps, device="cpu", verbose=0,
                       policy_kwargs={"net_arch": [64, 64]}, **theirs)
-    model.learn(max(2048, num_envs * num_steps))
+    model.learn(STEPS if library == "sbx" else max(WARM_UP, num_envs * num_steps))
     began = time.perf_counter()
     model.learn(STEPS)
-    return {"seconds": time.perf_counter() - began}
+    return {"steps": model.num_timesteps, "seconds": time.perf_counter() - began}
 
 
 def measure_ours(script: str, env_id: str, num_envs: int, num_steps: int, settings: tuple,
-                 compile: bool = False, cuda: bool = False, parallel: bool = False
-                 ) -> dict[str, float]:
-    import gymnasium as gym
-
+                 compile: bool = False, cuda: bool = False) -> dict[str, float]:
+    """The first iterations of the script's train(), as it is, with a clock around two functions and
+    one after each iteration. It ends as by Ctrl-C."""
     sys.path.insert(0, str(ROOT))
     ours = importlib.import_module(script)
-
     args = ours.Args(env_id=env_id, num_envs=num_envs, num_steps=num_steps, compile=compile,
-                     cuda=cuda, **settings[0])
-    device = ours.start(args)
-    envs = ours.make_envs(args)
-    if parallel:
-        envs = gym.vector.AsyncVectorEnv(envs.env_fns, autoreset_mode=envs.autoreset_mode)
-    agent = ours.Agent(envs, args).to(device)
-    optimizer = ours.make_optimizer(agent, args)
-    obs, _ = envs.reset(seed=1)
-    seconds = {"seconds": 0.0, "simulator": 0.0, "acting": 0.0, "learning": 0.0}
-    step_envs, simulated = envs.step, [0.0]
-    progress = ours.Progress()
-    logger = ours.Logger(args, Path(tempfile.mkdtemp()), progress)
+                     cuda=cuda, total_timesteps=1_000_000, eval_episodes=0,
+                     run_dir=tempfile.mkdtemp(), **settings[0])
+    spent, marks, log = {"simulator": 0.0, "rollouts": 0.0}, [], ours.Run.log
 
-    def timed_step(actions):
-        began = time.perf_counter()
-        result = step_envs(actions)
-        simulated[0] += time.perf_counter() - began
-        return result
+    def clocked(function: Callable, name: str) -> Callable:
+        def call(*arguments):
+            began = time.perf_counter()
+            result = function(*arguments)
+            spent[name] += time.perf_counter() - began
+            return result
+        return call
 
-    envs.step = timed_step
-    warm_up = max(1, 2048 // args.batch_size)  # compiles, too
-    for iteration in range(warm_up + STEPS // args.batch_size):
-        simulated[0], began = 0.0, time.perf_counter()
-        rollout, obs = ours.collect_rollout(agent, envs, obs, args)
-        collected = time.perf_counter()
-        ours.check_finite(0, rollout._asdict())
-        metrics = ours.update(agent, optimizer, rollout, args)
-        ours.check_finite(0, metrics)
-        progress.advance(rollout, 1.0)
-        logger.log(progress, rollout, metrics | {"learning_rate": args.learning_rate})
-        ended = time.perf_counter()
-        if iteration >= warm_up:
-            seconds["seconds"] += ended - began
-            seconds["simulator"] += simulated[0]
-            seconds["acting"] += collected - began - simulated[0]
-            seconds["learning"] += ended - collected
-    envs.close()
-    return seconds
+    def log_and_mark(run, *arguments):  # the last thing in an iteration
+        log(run, *arguments)
+        now = time.perf_counter()
+        if run.step >= WARM_UP:  # compiles, too
+            marks.append((run.step, now, *spent.values()))
+            run.stopped |= run.step >= marks[0][0] + STEPS
+
+    ours.Envs.step = clocked(ours.Envs.step, "simulator")
+    ours.collect_rollout = clocked(ours.collect_rollout, "rollouts")
+    ours.Run.log = log_and_mark
+    ours.train(args)
+    steps, seconds, simulator, rollouts = (y - x for x, y in zip(marks[0], marks[-1]))
+    return {"steps": steps, "seconds": seconds, "simulator": simulator,
+            "acting": rollouts - simulator, "learning": seconds - rollouts}
 
 
 def measure_floor(script: str, env_id: str, num_envs: int, num_steps: int, settings: tuple
@@ -167,60 +163,60 @@ def measure_floor(script: str, env_id: str, num_envs: int, num_steps: int, setti
         for (a, b), out in zip(products, result):
             torch.mm(a, b, out=out)
     arithmetic = time.perf_counter() - began
-    return {"seconds": simulator + arithmetic, "simulator": simulator, "acting": 0.0,
-            "learning": arithmetic}
+    return {"steps": STEPS, "seconds": simulator + arithmetic, "simulator": simulator,
+            "acting": 0.0, "learning": arithmetic}
 
 
-def work(options: Options) -> None:
+def work(name: str, race: str) -> None:
+    """Measure a contestant in this process; prints what measure() returns."""
     import torch
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    race, name = RACES[options.races[0]], options.worker
-    if name.startswith("sb3"):
-        seconds = measure_sb3(*race, normalised=name == "sb3-normalised")
+    if name.startswith("sb"):
+        found = measure_sb3(*RACES[race], library=name)
     elif name == "floor":
-        seconds = measure_floor(*race)
+        found = measure_floor(*RACES[race])
     else:
-        seconds = measure_ours(*race, compile="compile" in name, cuda="cuda" in name,
-                               parallel=name == "async")
+        found = measure_ours(*RACES[race], compile=name == "compile", cuda=name == "cuda")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB; no children
-    print(json.dumps({"steps_per_second": STEPS / seconds.pop("seconds"), "memory": memory,
-                      **{name: 1e6 * value / STEPS for name, value in seconds.items()}}))
+    steps = found.pop("steps")
+    print(json.dumps({"steps_per_second": steps / found.pop("seconds"), "memory": memory,
+                      **{name: 1e6 * value / steps for name, value in found.items()}}))
 
 
 def measure(name: str, race: str, options: Options) -> dict[str, float]:
     """In a process of its own; what a row of the CSV says."""
-    command = [sys.executable, __file__, "--worker", name, "--races", race]
+    python = options.sbx if name == "sbx" else sys.executable
+    command = [python, "-c", f"import speed; speed.work({name!r}, {race!r})"]
+    path = os.pathsep.join(filter(None, (str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": path}
     if name == "peer":
-        command = shlex.split(options.peer)
-    out = subprocess.run(command, capture_output=True, text=True)
+        command, environment = shlex.split(options.peer), os.environ | ONE_THREAD
+    out = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = out.stdout.splitlines()
     if name == "peer":
         lines = re.findall(r"SPS:?\s*([0-9.]+)", out.stdout)
-    if out.returncode or not lines:
-        sys.exit(f"{shlex.join(command)} failed:\n{out.stderr}")
+    if out.returncode or not lines or "--compile: it failed" in out.stdout:  # and went on without
+        sys.exit(f"{shlex.join(command)} failed:\n{out.stdout}\n{out.stderr}")
     return {"steps_per_second": float(lines[-1])} if name == "peer" else json.loads(lines[-1])
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__.splitlines()[0])
-    if options.worker:
-        work(options)
-        return
     import torch
+    import tyro  # neither of them at the top: SBX's environment has no tyro
 
+    options = tyro.cli(Options, description=__doc__.splitlines()[0])
     rows, kept = [], []
     if options.output.exists():
         kept = [row for row in csv.DictReader(options.output.open())
                 if row["race"] not in options.races]
     for race in options.races:
-        ppo, many = race.startswith("ppo"), RACES[race][2] > 1
-        there = {"sb3": True, "sb3-normalised": True, "eager": True, "compile": True,
-                 "async": ppo and many, "cuda": torch.cuda.is_available(),
-                 "cuda-compile": torch.cuda.is_available()}
-        contestants = [name for name in options.contestants if there[name]]
-        contestants += ["floor"] * ppo + ["peer"] * bool(options.peer)
+        ppo = race.startswith("ppo")
+        contestants = [name for name in options.contestants
+                       if name != "cuda" or torch.cuda.is_available()]
+        contestants += ["sbx"] * (ppo and bool(options.sbx)) + ["floor"] * ppo
+        contestants += ["peer"] * bool(options.peer)
         for number in range(options.rounds):
             for name in contestants:
                 rows.append({"race": race, "round": number, "contestant": name,

@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,13 @@ def time_limits_terminate(script: ModuleType) -> None:
 
 def adam(script: ModuleType) -> None:
     """Adam with momentum, as in the other scripts, where A2C has RMSprop."""
-    script.make_optimizer = importlib.import_module("ppo_discrete").make_optimizer
+
+    class WithMomentum(script.Optimizer):
+        def __init__(self, agent, args, vectors, numbers, prefix=""):
+            super().__init__(agent, args, vectors + 1, numbers, prefix)  # for m
+
+    script.Optimizer = WithMomentum
+    script.rmsprop = importlib.import_module("ppo_discrete").adam
 
 
 def annealed_std(script: ModuleType) -> None:
@@ -36,9 +43,9 @@ def annealed_std(script: ModuleType) -> None:
     """
     update, last = script.update, -2.5
 
-    def update_and_anneal(agent, optimizer, rollout, args):
-        metrics, first = update(agent, optimizer, rollout, args), args.log_std_init
-        done = 1 - float(optimizer.lr) / args.learning_rate + rollout.size / args.total_timesteps
+    def update_and_anneal(agent, optimizer, batch, args):
+        metrics, first = update(agent, optimizer, batch, args), args.log_std_init
+        done = 1 - float(optimizer.lr) / args.learning_rate + len(batch.obs) / args.total_timesteps
         agent.log_std.data.fill_(first + done * (last - first))
         return metrics
 
@@ -47,44 +54,52 @@ def annealed_std(script: ModuleType) -> None:
 
 def squashed_gaussian(script: ModuleType) -> None:
     """a = tanh(u), u Gaussian: inside the bounds without clipping, as in SAC (arXiv 1801.01290)."""
+    gaussian = script.Gaussian
 
-    class SquashedGaussian(script.Gaussian):
+    class SquashedGaussian(NamedTuple):
+        mean: Tensor  # (..., A) of u
+        log_std: Tensor  # (A,) of u
+
         @property
         def mode(self) -> Tensor:
-            return self.loc.tanh()
+            return self.mean.tanh()
 
-        def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-            return super().sample(sample_shape).tanh()
+        def sample(self) -> Tensor:
+            u = gaussian(*self).sample()
+            return np.tanh(u) if isinstance(u, np.ndarray) else u.tanh()
 
         def log_prob(self, actions: Tensor) -> Tensor:
             """log π(a|s) = log N(u; μ, σ²) − Σ_i log(1 − a_i²)    (..., A) → (...)"""
             actions = actions.clamp(-1 + 1e-6, 1 - 1e-6)
-            return super().log_prob(actions.atanh()) - (1 - actions.square()).log().sum(-1)
+            log_slope = (1 - actions.square()).log()
+            return gaussian(*self).log_prob(actions.atanh()) - log_slope.sum(-1)
 
         def entropy(self) -> Tensor:
             """H(π) = H(u) + Σ_i E[log(1 − tanh² u_i)], the mean by Gauss–Hermite quadrature"""
-            nodes, weights = HERMITE.to(self.loc.device)
-            u = self.loc[..., None] + self.log_std.exp()[..., None] * nodes
+            nodes, weights = HERMITE.to(self.mean.device)
+            u = self.mean[..., None] + self.log_std.exp()[..., None] * nodes
             log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 − tanh² u), stable
-            return super().entropy() + (log_slope @ weights / weights.sum()).sum(-1)
+            return gaussian(*self).entropy() + (log_slope @ weights / weights.sum()).sum(-1)
 
     script.Gaussian = SquashedGaussian
 
 
-class ScaledBeta(torch.distributions.Distribution):
+class ScaledBeta(NamedTuple):
     """Independent Beta distributions stretched to [−1, 1]. Chou et al. 2017, PMLR 70."""
+    outputs: Tensor  # (..., 2A), from which α and β come
 
-    def __init__(self, outputs: Tensor):
-        alpha, beta = (1 + F.softplus(outputs)).chunk(2, -1)  # above 1: one hump, and 0 at the ends
-        super().__init__(alpha.shape[:-1], alpha.shape[-1:], validate_args=False)
-        self.beta = torch.distributions.Beta(alpha, beta, validate_args=False)
+    @property
+    def beta(self) -> torch.distributions.Beta:
+        parameters = 1 + F.softplus(torch.as_tensor(self.outputs))  # above 1: a hump inside
+        return torch.distributions.Beta(*parameters.chunk(2, -1), validate_args=False)
 
     @property
     def mode(self) -> Tensor:
         return 2 * self.beta.mode - 1
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        return 2 * self.beta.sample(torch.Size(sample_shape)) - 1
+    def sample(self) -> Tensor:
+        actions = 2 * self.beta.sample() - 1
+        return actions.numpy() if isinstance(self.outputs, np.ndarray) else actions
 
     def log_prob(self, actions: Tensor) -> Tensor:
         inside = ((actions + 1) / 2).clamp(1e-6, 1 - 1e-6)
@@ -98,14 +113,14 @@ def beta(script: ModuleType) -> None:
     """A Beta distribution, whose two parameters per action are the actor's outputs."""
 
     class BetaAgent(script.Agent):
-        def __init__(self, envs, args=script.Args()):
+        def __init__(self, envs, args):
             super().__init__(envs, args)
             del self.log_std
             inputs, actions = self.actor[0].in_features, self.actor[-1].out_features
             self.actor = self.network(inputs, 2 * actions, gain=0.01)
 
-        def distribution(self, outputs: Tensor) -> ScaledBeta:
-            return ScaledBeta(outputs)
+        def policy(self, obs: Tensor) -> ScaledBeta:
+            return ScaledBeta(self.actor(self.normalise(obs)))
 
     script.Agent = BetaAgent
 

@@ -175,15 +175,37 @@ def setup(script, **changes):
     torch.manual_seed(args.seed)
     envs = script.make_envs(args)
     agent = script.Agent(envs, args)
-    obs, _ = envs.reset(seed=script.env_seeds(args, 0))
+    obs, _ = envs.reset(seed=(args.seed, 0))
     return args, envs, agent, obs
 
 
+def make_optimizer(script, agent, args):
+    """The optimiser that train() makes, at the learning rate of a run's first iteration."""
+    sizes = {"a2c": {"vectors": 1, "numbers": 1}, "reinforce": {"vectors": 2, "numbers": 1},
+             "trpo": {"vectors": 2, "numbers": 1, "prefix": "critic"}}
+    optimizer = script.Optimizer(agent, args, **sizes.get(script.__name__,
+                                                          {"vectors": 2, "numbers": 2}))
+    optimizer.lr.fill_(args.learning_rate)
+    return optimizer
+
+
+def learn(script, agent, optimizer, rollout, args):
+    """What train() does with a rollout; returns update's metrics."""
+    batch = script.make_batch(agent, rollout, args)
+    metrics = script.update(agent, optimizer, batch, args)
+    agent.obs_stats.update(batch.obs)
+    return metrics
+
+
 def minibatch_gradient(script, agent, batch, idx, args):
-    """What minibatch_step hands to the optimiser, and the norm it returns; nothing moves."""
-    optimizer, handed = script.make_optimizer(agent, args), []
-    optimizer.step = handed.append
-    norm = script.minibatch_step(agent, optimizer, batch, args, idx)
+    """The gradient that minibatch_step steps along, and the norm it returns; nothing moves.
+
+    Seen by a step function in the place of adam."""
+    optimizer, handed = make_optimizer(script, agent, args), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "adam", lambda state, gradient, lr: handed.append(gradient) or state)
+        _, (norm, _) = script.minibatch_step(optimizer, args, optimizer.state,
+                                             [x[idx] for x in batch])
     return handed[0], norm
 
 

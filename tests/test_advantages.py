@@ -1,4 +1,4 @@
-"""Section 5: generalised advantage estimation and what an update learns from."""
+"""Section 4: generalised advantage estimation and what an update learns from."""
 import pytest
 import torch
 from conftest import ACTOR_CRITIC, Constant, each, each_kind, register, setup
@@ -141,14 +141,14 @@ def test_time_limit_on_a_constant_reward(script, kind):
 def test_batch_of_a_rollout(script, kind):
     """make_batch bootstraps from next_obs, its returns are Â + V, and nothing has a gradient."""
     args, envs, agent, obs = setup(script, env_id=register(Constant, kind=kind), num_steps=13,
-                                   norm_reward=False)
+                                   norm_reward=False, norm_adv=False)
     rollout, _ = script.collect_rollout(agent, envs, obs, args)
     rollout = rollout._replace(obs=torch.randn_like(rollout.obs),
                                next_obs=torch.randn_like(rollout.next_obs))
     batch = script.make_batch(agent, rollout, args)
     with torch.no_grad():
         values, next_values = agent.value(rollout.obs), agent.value(rollout.next_obs)
-    expected = script.compute_gae(rollout.rewards, values, next_values, rollout.terminated,
+    expected = script.compute_gae(rollout.rewards.float(), values, next_values, rollout.terminated,
                                   rollout.done, args.gamma, args.gae_lambda)
     torch.testing.assert_close(batch.advantages, expected.flatten())
     torch.testing.assert_close(batch.returns, (expected + values).flatten())

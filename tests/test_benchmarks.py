@@ -1,4 +1,4 @@
-"""benchmarks/: the runner (interrupted, resumed, with a failure), its variants, the report."""
+"""benchmarks/: the runner (interrupted, resumed, with a failure), variants, report, speed."""
 import csv
 import functools
 import importlib
@@ -13,11 +13,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS, OneStep, make_optimizer, register
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ppo_continuous  # noqa: E402
 import run  # noqa: E402
+import speed  # noqa: E402
 import variants  # noqa: E402
 
 
@@ -164,6 +165,7 @@ def script(request, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "varied", module)
     spec.loader.exec_module(module)
+    module.__name__ = name  # for make_optimizer
     return module
 
 
@@ -182,11 +184,13 @@ def test_adam(script):
     """Two steps of 1 along the same gradient, then one of 0: momentum goes on, RMSprop stops."""
     args = script.Args(env_id="Pendulum-v1", num_envs=1, learning_rate=1.0)
     for goes_on in (False, True):
-        optimizer = script.make_optimizer(script.Agent(script.make_envs(args), args), args)
+        optimizer = make_optimizer(script, script.Agent(script.make_envs(args), args), args)
+        theta = optimizer.state[0]
         for gradient in (1.0, 1.0, 0.0):
-            before = optimizer.theta.clone()
-            optimizer.step(gradient * torch.ones_like(before))
-        moved = optimizer.theta != before
+            before = theta.clone()
+            optimizer.once(lambda state, g: (script.rmsprop(state, g, optimizer.lr), None),
+                           gradient * torch.ones_like(theta))
+        moved = theta != before
         assert moved.all() if goes_on else not moved.any()
         variants.adam(script)
 
@@ -222,7 +226,7 @@ def test_bounded_distributions(script, variant):
     entropy = -(density * density.log()).nan_to_num().sum() * width
     assert policy.entropy().item() == pytest.approx(entropy.item(), abs=2e-3)
     torch.manual_seed(0)
-    samples = policy.sample((100_000,))
+    samples = policy._replace(**{policy._fields[0]: outputs.expand(100_000, -1)}).sample()
     assert samples.shape == (100_000, 1) and samples.abs().max() <= 1
     mean, error = (density * x[:, 0]).sum() * width, samples.std() / 100_000**0.5
     assert abs(samples.mean() - mean) < 4 * error
@@ -232,12 +236,15 @@ def test_bounded_distributions(script, variant):
         assert policy.mode.item() == pytest.approx(math.tanh(0.4))
 
 
-@pytest.mark.parametrize("variant", sorted(set(variants.VARIANTS) - {"adam"}))  # a2c's
+@pytest.mark.parametrize("script, variant", [
+    ("a2c" if variant == "adam" else "ppo_continuous", variant) for variant in variants.VARIANTS],
+    indirect=["script"])
 def test_variants_train(script, variant, tmp_path):
     """The first ratio is 1, and two iterations change the policy; its checkpoint restores."""
     variants.VARIANTS[variant](script)
+    settings = {"num_minibatches": 4} if variant != "adam" else {}
     args = script.Args(env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=64,
-                       num_minibatches=4, eval_episodes=1, run_dir=str(tmp_path), cuda=False)
+                       eval_episodes=1, run_dir=str(tmp_path), cuda=False, **settings)
     torch.manual_seed(0)
     envs = script.make_envs(args)
     agent = script.Agent(envs, args)
@@ -251,9 +258,34 @@ def test_variants_train(script, variant, tmp_path):
     (run_dir,) = tmp_path.iterdir()
     other = script.Agent(envs, args)
     args.resume = str(run_dir)
-    script.restore("--resume", args, other, script.make_optimizer(other, args))
+    script.restore(args, other, make_optimizer(script, other, args))
     obs = torch.randn(5, 3)
     assert torch.equal(other.policy(obs).mode, trained.policy(obs).mode)
+
+
+@pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
+def test_variants_act(script, variant):
+    """What acts is the variant's policy, in NumPy: the same noise gives the same actions."""
+    variants.VARIANTS[variant](script)
+    args = script.Args(env_id="Pendulum-v1", num_envs=4)
+    agent, obs = script.Agent(script.make_envs(args), args), np.linspace(-1, 1, 12).reshape(4, 3)
+    torch.manual_seed(0)
+    expected = agent.policy(torch.from_numpy(obs)).sample()
+    act = script.actor_of(agent, obs)
+    agent.policy = None  # only actions computed in PyTorch would need it
+    torch.manual_seed(0)
+    np.testing.assert_allclose(act(obs), expected.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
+def test_bounded_distributions_learn(script, variant, tmp_path):
+    """One step per episode, the reward −(a − 0.5)²: from 0 the mode goes to 0.5."""
+    variants.VARIANTS[variant](script)
+    args = script.Args(env_id=register(OneStep, kind="continuous"), num_steps=32, num_minibatches=4,
+                       total_timesteps=12_800, learning_rate=3e-3, ent_coef=1e-3, eval_episodes=0,
+                       run_dir=str(tmp_path), cuda=False)
+    mode = script.train(args).policy(torch.ones(1, 1)).mode.item()
+    assert mode == pytest.approx(0.5, abs=0.1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -370,9 +402,98 @@ def test_tables_of_the_readme(report, name):
     assert getattr(report, name)(runs).strip() in (ROOT / "README.md").read_text()
 
 
+# --------------------------------------------------------------------------------------------------
+# speed.py
+# --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("script", ["a2c"], indirect=True)
+@pytest.mark.parametrize("slow, part", [("actor_of", "acting"), ("make_batch", "learning"),
+                                        ("update", "learning"), ("RunningStats.update", "learning"),
+                                        ("Run.log", "learning"), ("Envs.step", "simulator")])
+def test_all_of_an_iteration_is_measured(script, slow, part, monkeypatch):
+    """Whatever train does in an iteration is counted, under its name: it is made slow here."""
+    *owner, name = slow.split(".")
+    owner = getattr(script, owner[0]) if owner else script
+    function, calls = getattr(owner, name), []
+
+    def slowed(*arguments):
+        calls.append(1)
+        time.sleep(0.02 if name == "step" else 0.1)
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, slowed)
+    monkeypatch.setattr(speed, "STEPS", 200)
+    monkeypatch.setattr(speed, "WARM_UP", 80)
+    found = speed.measure_ours("varied", "CartPole-v1", 8, 5, speed.A2C)
+    assert len(calls) == 7 * {"Envs.step": 5, "RunningStats.update": 2}.get(slow, 1)
+    assert found["steps"] == 200
+    parts = {name: found[name] for name in ("simulator", "acting", "learning")}
+    assert sum(parts.values()) == pytest.approx(found["seconds"]) and min(parts.values()) > 0
+    assert max(parts, key=parts.get) == part and parts[part] > 0.5
+
+
+def test_a_measurement_in_its_process():
+    found = speed.measure("eager", "a2c-8x5-cartpole", speed.Options())
+    assert set(found) == set(speed.COLUMNS[3:]) and min(found.values()) > 0
+    parts = sum(found[name] for name in ("simulator", "acting", "learning"))
+    assert parts == pytest.approx(1e6 / found["steps_per_second"])
+
+
+def fake_python(tmp_path, *lines):
+    path = tmp_path / "python"
+    path.write_text("\n".join(["#!/bin/sh", *lines]))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_sbx_is_measured_by_its_own_python(tmp_path):
+    """It is told to use one thread, and what to measure."""
+    python = fake_python(tmp_path, 'echo "$@, $OMP_NUM_THREADS, $XLA_FLAGS, $PYTHONPATH" >'
+                         f" {tmp_path}/seen", """echo '{"steps_per_second": 7.0}'""")
+    found = speed.measure("sbx", "ppo-4x512", speed.Options(sbx=python))
+    assert found == {"steps_per_second": 7.0}
+    command, omp, xla, path = (tmp_path / "seen").read_text().strip().rsplit(", ", 3)
+    assert command == "-c import speed; speed.work('sbx', 'ppo-4x512')" and omp == "1"
+    assert "--xla_cpu_multi_thread_eigen=false" in xla
+    assert str(ROOT / "benchmarks") in path.split(os.pathsep)
+
+
+def test_a_compiled_contestant_that_was_not_compiled(tmp_path, monkeypatch):
+    """A script goes on without --compile if that fails; speed.py does not."""
+    said = "--compile: it failed ("
+    assert all(said in (ROOT / f"{script.__name__}.py").read_text() for script in SCRIPTS)
+    monkeypatch.setattr(sys, "executable", fake_python(
+        tmp_path, f"echo '{said}no compiler); going on without'", """echo '{"memory": 7.0}'"""))
+    with pytest.raises(SystemExit, match="no compiler"):
+        speed.measure("compile", "a2c-8x5", speed.Options())
+
+
+def test_contestants_and_rows(tmp_path, monkeypatch):
+    """Contestants take turns; SBX is in PPO's races only; races that do not run keep their rows."""
+    path, seen = tmp_path / "speed.csv", []
+    path.write_text(",".join(speed.COLUMNS)
+                    + "\ntrpo-1x2048,0,sb3,100,,,,350\na2c-8x5,0,sb3,1,,,,\n")
+
+    def measure(name, race, options):
+        seen.append((race, name))
+        return {"steps_per_second": 20.0 if name == "sbx" else 10.0}
+
+    monkeypatch.setattr(speed, "measure", measure)
+    monkeypatch.setattr(sys, "argv", [
+        "speed.py", "--races", "ppo-4x512", "a2c-8x5", "--rounds", "2", "--contestants", "sb3",
+        "eager", "--sbx", "python", "--output", str(path)])
+    speed.main()
+    ppo, a2c = ["sb3", "eager", "sbx", "floor"], ["sb3", "eager"]
+    assert seen == ([("ppo-4x512", name) for name in ppo + ppo]
+                    + [("a2c-8x5", name) for name in a2c + a2c])
+    found = speed.read(path)
+    assert {race: list(rows) for race, rows in found.items()} == {
+        "trpo-1x2048": ["sb3"], "ppo-4x512": ppo, "a2c-8x5": a2c}
+    assert found["a2c-8x5"]["sb3"][0]["steps_per_second"] == 10
+    assert "|  | SBX | 20 | 2.00 (2.00–2.00) |  |  |  |" in speed.table(found).splitlines()
+
+
 def test_speed_table(tmp_path):
     """Ratios within a round, then the median of them; a cell is empty where nothing was measured."""
-    speed = importlib.import_module("speed")
     path = tmp_path / "speed.csv"
     path.write_text(",".join(speed.COLUMNS) + """
 a2c-8x5,0,sb3,100,,,,350
@@ -389,7 +510,6 @@ a2c-8x5,1,eager,600,44,12,32,362
 
 
 def test_speed_table_of_the_readme():
-    speed = importlib.import_module("speed")
     measured = speed.read(ROOT / "benchmarks/results/speed.csv")
     assert set(measured) == set(speed.RACES)
     assert speed.table(measured).strip() in (ROOT / "README.md").read_text()

@@ -1,7 +1,7 @@
 """The command line: flags, help, and one line for every bad input."""
 import dataclasses
+import math
 import re
-import shutil
 import subprocess
 import sys
 
@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, Count, Spaces, each, each_kind, kinds, register, trained
+from conftest import ROOT, SCRIPTS, Count, Spaces, each, each_kind, kinds, register, rows, trained
 
 BOX = gym.spaces.Box(-1, 1, (3,), np.float32)
 OTHER = {"ppo_discrete": ("ppo_continuous", BOX),
@@ -36,8 +36,22 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def parsed(run, monkeypatch):
+    """parsed(script, *flags): the Args that main() would train or evaluate with."""
+    def call(script, *flags):
+        seen = []
+        monkeypatch.setattr(script, "train", seen.append)
+        monkeypatch.setattr(script, "evaluate", lambda agent, args, *rest: seen.append(args))
+        code, _, err = run(script, *flags)
+        assert (code, err) == (0, "") and len(seen) == 1
+        return seen[0]
+    return call
+
+
+@pytest.fixture
 def refused(run, tmp_path):
-    """refused(script, words, *flags): exit code 2, one line with all the words, no files."""
+    """refused(script, words, *flags): exit code 2, one line with all the words, no files; it speaks
+    of no flag that the script does not have."""
     def call(script, words, *flags):
         code, out, err = run(script, *flags)
         assert code == 2
@@ -45,6 +59,9 @@ def refused(run, tmp_path):
         assert "Traceback" not in err
         missing = [word for word in words if word not in err]
         assert not missing, f"{missing} not in: {err}"
+        known = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(script.Args)}
+        strange = set(re.findall(r"--[a-z][a-z-]+", err)) - known
+        assert not strange, f"{strange} in: {err}"
         assert not list((tmp_path / "empty").iterdir()), "nothing may be written"
     return call
 
@@ -81,9 +98,9 @@ def test_a_run(script, kind, run, tmp_path):
     env_id = register(Count, kind=kind)
     code, out, err = run(script, *small(script, env_id), "--no-cuda")
     assert (code, err) == (0, "")
-    episodes = getattr(script.Args, "episodes_per_update", None)
-    arithmetic = f"of {episodes} whole episodes" if episodes else "4 iterations"
-    assert "device cpu" in out and arithmetic in out and "GPU" not in out
+    batch = 16 if hasattr(script.Args, "num_steps") else script.Args.episodes_per_update
+    assert f"steps 0 to 64, at least {batch} an iteration" in out
+    assert "device cpu" in out and "GPU" not in out
     directory, = (tmp_path / "empty" / "runs").iterdir()
     assert str(directory.name) in out
 
@@ -106,14 +123,21 @@ def test_no_cuda_does_not_ask_the_driver(script, run, monkeypatch):
 
 
 @each(SCRIPTS)
-def test_booleans(script, monkeypatch):
+def test_torch_deterministic(script):
+    """--torch-deterministic lets PyTorch refuse what is not deterministic; off: it does not."""
+    for flag in (True, False):
+        script.start(script.Args(cuda=False, torch_deterministic=flag))
+        assert torch.are_deterministic_algorithms_enabled() == flag
+
+
+@each(SCRIPTS)
+def test_booleans(script, parsed):
     """--flag and --no-flag for every boolean; each value arrives."""
     booleans = [f for f in dataclasses.fields(script.Args) if isinstance(f.default, bool)]
     assert booleans
     for prefix, expected in (("--", True), ("--no-", False)):
         flags = [prefix + f.name.replace("_", "-") for f in booleans]
-        monkeypatch.setattr(sys, "argv", ["x", *flags])
-        args = script.parse_args()
+        args = parsed(script, *flags)
         assert all(getattr(args, f.name) is expected for f in booleans)
 
 
@@ -128,27 +152,28 @@ def test_unknown_flags(script, flags, run):
 
 
 @each_kind(SCRIPTS)
-def test_resume_and_evaluate_use_the_run_s_flags(script, kind, tmp_path, monkeypatch):
-    """With --resume or --evaluate the run's own flags hold; a flag given now overrides its own."""
+def test_resume_and_evaluate_use_the_run_s_flags(script, kind, tmp_path, parsed):
+    """With --resume or --evaluate the run's own flags hold; a flag given now overrides its own.
+    That the run was itself resumed before makes no difference."""
     env_id = register(Count, kind=kind)
-    _, _, directory = trained(script, tmp_path, env_id=env_id, gamma=0.5, seed=9)
+    args, _, directory = trained(script, tmp_path, env_id=env_id, gamma=0.5, seed=9)
+    script.train(dataclasses.replace(args, resume=str(directory)))
     for flag in ("--resume", "--evaluate"):
-        monkeypatch.setattr(sys, "argv", ["x", flag, str(directory), "--seed", "3"])
-        args = script.parse_args()
+        args = parsed(script, flag, directory, "--seed", 3)
         assert (args.env_id, args.gamma, args.seed) == (env_id, 0.5, 3)
-        assert getattr(args, flag[2:]) == str(directory)
+        given = {"resume": None, "evaluate": None, flag[2:]: str(directory)}
+        assert {"resume": args.resume, "evaluate": args.evaluate} == given
 
 
 @each(SCRIPTS)
-def test_resume_keeps_what_the_run_did_at_its_end(script, tmp_path, monkeypatch):
+def test_resume_keeps_what_the_run_did_at_its_end(script, tmp_path, parsed):
     """--resume keeps --eval-episodes 0 and --capture-video; --evaluate plays, and films nothing."""
     _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
     checkpoint = torch.load(directory / "checkpoint.pt", weights_only=True)
     checkpoint["args"] |= {"eval_episodes": 0, "capture_video": True}
     torch.save(checkpoint, directory / "checkpoint.pt")
     for flag, expected in (("--resume", (0, True)), ("--evaluate", (10, False))):
-        monkeypatch.setattr(sys, "argv", ["x", flag, str(directory)])
-        args = script.parse_args()
+        args = parsed(script, flag, directory)
         assert (args.eval_episodes, args.capture_video) == expected
 
 
@@ -168,11 +193,11 @@ def test_evaluate_from_the_command_line(script, kind, tmp_path, run):
 # --------------------------------------------------------------------------------------------------
 @each(SCRIPTS)
 @pytest.mark.parametrize("env_id, near", [
-    ("CartPole-v99", "CartPole-v1"), ("Cartpol-v1", "CartPole-v1"),
-    ("HalfCheeta-v4", "HalfCheetah-v4"), ("nowhere/Thing-v0", ""), ("no_such_module:X-v0", "")])
+    ("CartPole-v99", "`v1`"), ("Cartpol-v1", "`CartPole`"), ("HalfCheeta-v4", "`HalfCheetah`"),
+    ("nowhere/Thing-v0", "nowhere"), ("no_such_module:X-v0", "no_such_module")])
 def test_unknown_environment(script, env_id, near, refused):
-    """The flag, the name, and the nearest name there is."""
-    refused(script, ["--env-id", env_id, near], "--env-id", env_id)
+    """The flag, the name, and the nearest name or version there is, or what there is not."""
+    refused(script, [f"--env-id {env_id}: ", near], "--env-id", env_id)
 
 
 @each(SCRIPTS)
@@ -200,25 +225,24 @@ def test_wrong_action_space(script, refused):
 def test_unsupported_actions(script, space, refused):
     """MultiDiscrete, MultiBinary, Dict, matrix and integer Box actions are refused by name."""
     env_id = register(Spaces, action=space)
-    refused(script, ["--env-id", env_id, type(space).__name__], "--env-id", env_id)
+    refused(script, [f"--env-id {env_id}", str(space)], "--env-id", env_id)
 
 
-@pytest.mark.parametrize("space, word", [
-    (gym.spaces.Dict(a=BOX), "Dict"), (gym.spaces.Tuple([BOX, BOX]), "Tuple"),
-    (gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), "image"),
-    (gym.spaces.MultiDiscrete([2, 2]), "MultiDiscrete")], ids=lambda x: x if type(x) is str else "")
+@pytest.mark.parametrize("space", [
+    gym.spaces.Dict(a=BOX), gym.spaces.Tuple([BOX, BOX]), gym.spaces.MultiDiscrete([2, 2]),
+    gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)], ids=["Dict", "Tuple", "MultiDiscrete", "image"])
 @each_kind(SCRIPTS)
-def test_unsupported_observations(script, kind, space, word, refused):
+def test_unsupported_observations(script, kind, space, refused):
     """Dict, Tuple, image and MultiDiscrete observations are refused by name."""
     env_id = register(Spaces, obs=space, action=ACTION[kind])
-    refused(script, ["--env-id", env_id, word], "--env-id", env_id)
+    refused(script, [f"--env-id {env_id}", str(space)], "--env-id", env_id)
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
 @each(SCRIPTS)
 def test_empty_run_directory(script, flag, refused):
     """An empty name, as from a shell variable that is not set, starts no new run."""
-    refused(script, [flag, "run directory"], flag, "")
+    refused(script, [f"{flag} ", "checkpoint.pt"], flag, "")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -238,8 +262,21 @@ def test_bad_numbers(script, flag, value, refused, monkeypatch):
     """Out of its range: the flag and the value."""
     if flag.replace("-", "_") not in {f.name for f in dataclasses.fields(script.Args)}:
         pytest.skip("not a flag of this script")
-    monkeypatch.setattr(script, "start", lambda args: pytest.fail("it was not refused"))
+    monkeypatch.setattr(script, "make_envs", lambda *_: pytest.fail("it was not refused"))
     refused(script, [f"--{flag} {value}"], f"--{flag}", value)
+
+
+@each(SCRIPTS)
+def test_numbers_at_the_edge_of_their_range(script):
+    """Both ends of a range work."""
+    names = {f.name for f in dataclasses.fields(script.Args)}
+    for edge in (
+            {"gamma": 0.0, "gae_lambda": 0.0, "backtrack_coef": 0.0, "seed": 0, "ent_coef": 0.0,
+             "vf_coef": 0.0, "max_grad_norm": 0.0, "cg_damping": 0.0, "eval_episodes": 0,
+             "target_kl": 1e-9, "log_std_init": -5.0},
+            {"gamma": 1.0, "gae_lambda": 1.0, "backtrack_coef": 1.0, "seed": 2**64 - 1,
+             "clip_obs": math.inf, "clip_reward": math.inf, "log_std_init": 1.0}):
+        script.start(script.Args(cuda=False, **{k: v for k, v in edge.items() if k in names}))
 
 
 @each([s for s in SCRIPTS if hasattr(s.Args, "num_minibatches")])
@@ -253,16 +290,19 @@ def test_minibatches_must_divide_the_batch(script, refused):
 @each([s for s in SCRIPTS if hasattr(s.Args, "num_steps")])
 def test_a_batch_of_one(script, refused):
     """Its advantages cannot be standardised: refused, not NaN."""
-    refused(script, ["--num-steps 1" if script.__name__ == "a2c" else "--num-minibatches"],
-            "--num-envs", 1, "--num-steps", 1)
+    refused(script, ["--num-steps", "--num-envs"], "--num-envs", 1, "--num-steps", 1)
 
 
 @each([s for s in SCRIPTS if hasattr(s.Args, "episodes_per_update")])
-def test_episodes_must_fill_the_environments(script, refused):
-    """Rounds of N episodes make up E: neither fewer than asked for, nor none at all."""
-    for episodes in (4, 12):
-        refused(script, [f"--episodes-per-update {episodes}", "--num-envs"], "--num-envs", 8,
-                "--episodes-per-update", episodes, "--total-timesteps", 100)
+@pytest.mark.parametrize("episodes, played", [(4, 8), (8, 8), (12, 16)])
+def test_episodes_fill_the_environments(script, episodes, played, run, tmp_path):
+    """Rounds of N episodes make up E, rounded up: never fewer than asked for."""
+    env_id = register(Count, kind=kinds(script)[0])
+    code, _, err = run(script, "--env-id", env_id, "--num-envs", 8, "--episodes-per-update",
+                       episodes, "--total-timesteps", 100, "--eval-episodes", 0, "--no-cuda")
+    assert (code, err) == (0, "")
+    directory, = (tmp_path / "empty" / "runs").iterdir()
+    assert rows(directory)[0]["episodes"] == str(played)
 
 
 @each([s for s in SCRIPTS if hasattr(s.Args, "episodes_per_update")])
@@ -288,7 +328,7 @@ def test_film_without_pictures(script, refused):
 
 @each(SCRIPTS)
 def test_film_of_nothing(script, refused):
-    """An environment that is not there is --env-id's fault; without an evaluation there is no film."""
+    """An environment that is not there is --env-id's fault; without evaluation there is no film."""
     for env_id in ("Nowhere-v0", "no_such_module:Nowhere-v0"):
         refused(script, [f"--env-id {env_id}"], "--env-id", env_id, "--capture-video")
     refused(script, ["--capture-video", "--eval-episodes 0"], "--env-id",
@@ -302,12 +342,12 @@ def test_track_without_wandb(script, refused, monkeypatch):
             register(Count, kind=kinds(script)[0]), "--track")
 
 
-@each([s for s in SCRIPTS if hasattr(s.Args, "compile")])
-def test_compile_without_a_compiler(script, refused, monkeypatch):
-    """--compile is refused before training where it cannot work."""
-    monkeypatch.setattr(shutil, "which", lambda *_: None)
-    refused(script, ["--compile", "compiler"], "--compile")
-    script.check_args(script.Args(compile=True, evaluate="runs/x"))  # which compiles nothing
+@each(SCRIPTS)
+def test_a_file_in_the_place_of_the_run_directory(script, refused, tmp_path):
+    """--run-dir where no directory can be made: the flag and the reason, no traceback."""
+    (tmp_path / "file").touch()
+    refused(script, ["--run-dir", str(tmp_path / "file"), "Not a directory"], "--env-id",
+            register(Count, kind=kinds(script)[0]), "--run-dir", tmp_path / "file" / "runs")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -377,13 +417,13 @@ def test_damaged_checkpoint(script, flag, how, refused, tmp_path, capsys):
 
 @each(SCRIPTS)
 def test_checkpoint_of_another_version(script, refused, tmp_path, capsys):
-    """A flag that the script no longer has: it is not called a damaged file alone."""
+    """A flag that the script no longer has is named: it is not called a damaged file alone."""
     _, _, directory = trained(script, tmp_path, env_id=register(Count, kind=kinds(script)[0]))
     checkpoint = torch.load(directory / "checkpoint.pt", weights_only=True)
     checkpoint["args"]["old_flag"] = 1
     torch.save(checkpoint, directory / "checkpoint.pt")
     capsys.readouterr()
-    refused(script, [f"--resume {directory}", "another version"], "--resume", directory)
+    refused(script, [f"--resume {directory}", "old_flag"], "--resume", directory)
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--evaluate"])

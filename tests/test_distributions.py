@@ -1,4 +1,4 @@
-"""Section 3: the policy's distributions against torch.distributions and by sampling."""
+"""Section 2: the policy's distributions against torch.distributions and by sampling."""
 import math
 
 import pytest
@@ -17,6 +17,13 @@ def gaussian(script, *shape):
     mean, log_std = torch.randn(*shape), torch.randn(shape[-1]) * 0.5
     return (script.Gaussian(mean, log_std),
             D.Independent(D.Normal(mean, log_std.exp().expand(shape)), 1))
+
+
+def samples(distribution):
+    """Independent samples of one distribution: those of a batch of copies.    (SAMPLES, …)"""
+    first = distribution[0]
+    copies = {distribution._fields[0]: first.expand(SAMPLES, *first.shape)}
+    return distribution._replace(**copies).sample()
 
 
 def categorical(script, *shape):
@@ -51,7 +58,7 @@ def test_categorical_equals_pytorch_s(script, shape):
 def test_gaussian_samples(script):
     """Mean, variance and independence of samples, within 5 standard errors."""
     ours, theirs = gaussian(script, 2, 3)
-    x = ours.sample((SAMPLES,))
+    x = samples(ours)
     std = theirs.base_dist.stddev
     error = 5 / math.sqrt(SAMPLES)
     assert x.shape == (SAMPLES, 2, 3)
@@ -65,7 +72,7 @@ def test_gaussian_samples(script):
 def test_categorical_samples(script):
     """Frequencies of samples, within 5 standard errors."""
     ours, theirs = categorical(script, 2, 4)
-    x = ours.sample((SAMPLES,))
+    x = samples(ours)
     assert x.shape == (SAMPLES, 2)
     frequencies = torch.stack([(x == a).float().mean(0) for a in range(4)], -1)
     error = 5 * (theirs.probs * (1 - theirs.probs) / SAMPLES).sqrt()
@@ -78,7 +85,7 @@ def test_categorical_samples(script):
 def test_entropy_is_the_mean_surprise(script, make):
     """E[−log π(a)] over samples is the entropy, within 5 standard errors."""
     ours, _ = make(script, 4)
-    surprise = -ours.log_prob(ours.sample((SAMPLES,)))
+    surprise = -ours.log_prob(samples(ours))
     error = 5 * surprise.std().item() / math.sqrt(SAMPLES)
     assert surprise.mean().item() == pytest.approx(ours.entropy().item(), abs=error)
 

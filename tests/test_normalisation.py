@@ -1,10 +1,11 @@
-"""Section 3: running statistics of observations and rewards, kept in the agent."""
+"""Section 2: running statistics of observations and rewards, kept in the agent."""
 import copy
 
 import numpy as np
 import pytest
 import torch
-from conftest import ACTOR_CRITIC, SCRIPTS, Count, each, each_kind, register, setup
+from conftest import (ACTOR_CRITIC, SCRIPTS, Count, each, each_kind, learn, make_optimizer,
+                      register, setup)
 
 
 def count_setup(script, kind, **changes):
@@ -94,10 +95,10 @@ def test_frozen_within_a_rollout(script, kind):
 def test_one_update_per_rollout_from_real_observations(script, kind):
     """After each update the statistics are those of all observations acted upon so far."""
     args, envs, agent, obs = count_setup(script, kind)
-    optimizer, seen = script.make_optimizer(agent, args), []
+    optimizer, seen = make_optimizer(script, agent, args), []
     for iteration in range(3):
         rollout, obs = script.collect_rollout(agent, envs, obs, args)
-        script.update(agent, optimizer, rollout, args)
+        learn(script, agent, optimizer, rollout, args)
         seen.append(rollout.obs.flatten(0, 1).numpy())
         data = np.concatenate(seen)
         np.testing.assert_allclose(agent.obs_stats.mean, data.mean(0), rtol=1e-5)
@@ -154,7 +155,8 @@ def test_batch_has_scaled_rewards_and_the_rollout_raw_ones(script, kind):
     assert torch.equal(rollout.rewards, raw)
     assert {episode[1] for episode in rollout.episodes} == {6.0, 10.0}
     # γ = 0: the critic's target is the scaled reward itself, and the discounted return the raw one
-    torch.testing.assert_close(batch.returns, (raw / raw.std(correction=0)).flatten())
+    expected = (raw / raw.std(correction=0)).flatten().float()
+    torch.testing.assert_close(batch.returns, expected)
 
 
 @each_kind(SCRIPTS)

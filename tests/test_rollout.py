@@ -1,4 +1,4 @@
-"""Sections 2 and 4: environments, and the transitions that reach the update."""
+"""Sections 3 and 8: environments, and the transitions that reach the update."""
 import numpy as np
 import gymnasium as gym
 import pytest
@@ -39,9 +39,9 @@ def test_every_transition_is_real(script, kind, env):
     for i, length in enumerate((3, 4)):
         columns = zip(*stream(length, 15))
         real_obs, real_rewards, real_next_obs, real_done = map(torch.tensor, columns)
-        assert torch.equal(obs[:, i], real_obs.float())
-        assert torch.equal(next_obs[:, i], real_next_obs.float())
-        assert torch.equal(rewards[:, i], real_rewards.float())
+        assert torch.equal(obs[:, i], real_obs.double())
+        assert torch.equal(next_obs[:, i], real_next_obs.double())
+        assert torch.equal(rewards[:, i], real_rewards.double())
         assert torch.equal(done[:, i], real_done)
         assert torch.equal(terminated[:, i], real_done & (ends != "truncated"))
 
@@ -57,10 +57,10 @@ def test_next_obs_is_the_next_step_s_obs(script, kind):
 
 @each_kind(ACTOR_CRITIC)
 def test_types_and_shapes(script, kind):
-    """float32 data, bool masks, time first."""
+    """float64 data (so that nothing of a large offset is lost), bool masks, time first."""
     (rollout, *_), _ = rollouts(script, kind, lengths=(3, 4), dtype=np.float64)
     assert rollout.obs.shape == rollout.next_obs.shape == (5, 2, 2)
-    assert rollout.obs.dtype == rollout.next_obs.dtype == rollout.rewards.dtype == torch.float32
+    assert rollout.obs.dtype == rollout.next_obs.dtype == rollout.rewards.dtype == torch.float64
     assert rollout.terminated.dtype == rollout.done.dtype == torch.bool
     assert rollout.rewards.shape == rollout.done.shape == (5, 2)
     assert rollout.actions.shape == ((5, 2) if kind == "discrete" else (5, 2, 2))
@@ -86,9 +86,12 @@ def test_no_episode_ended(script, kind):
 
 def test_seeds_differ():
     """No two environments share a seed, nor does a run with the next --seed or another stream."""
-    script = SCRIPTS[0]
-    seeds = [s for seed in range(20) for stream in (0, 64)
-             for s in script.env_seeds(script.Args(seed=seed, num_envs=16), stream)]
+    script, env_id = SCRIPTS[0], register(Count)
+    envs = script.make_envs(script.Args(env_id=env_id, num_envs=16))
+    for seed in range(20):
+        for stream in (0, 64):
+            envs.reset(seed=(seed, stream))
+    seeds = [seed for env in Count.built for seed in env.seeds]
     assert len(set(seeds)) == len(seeds) == 20 * 2 * 16
 
 
@@ -96,7 +99,12 @@ def test_seeds_differ():
 def test_environments_get_their_seeds(script, kind):
     """train's reset gives every sub-environment its own seed; later resets do not repeat it."""
     args, envs, agent, obs = setup(script, env_id=register(Count, kind=kind), num_envs=4)
-    assert [env.seeds for env in Count.built] == [[s] for s in script.env_seeds(args, 0)]
+    seeds = [env.seeds for env in Count.built]
+    assert all(len(given) == 1 for given in seeds) and len({given[0] for given in seeds}) == 4
+    envs.reset(seed=[5, 6, 7, 8])
+    assert [env.seeds.pop() for env in Count.built] == [5, 6, 7, 8]
+    envs.reset(seed=(args.seed, 0))
+    assert [env.seeds.pop() for env in Count.built] == [given[0] for given in seeds]
     for _ in range(3):
         envs.step(envs.action_space.sample())
     assert all(env.seeds[1:] == [None] for env in Count.built)
@@ -104,10 +112,10 @@ def test_environments_get_their_seeds(script, kind):
 
 @each_kind(SCRIPTS)
 def test_make_envs(script, kind):
-    """The autoreset mode is SAME_STEP; observations are float32 vectors."""
+    """The autoreset mode is SAME_STEP; observations are float64 vectors."""
     args, envs, _, obs = setup(script, env_id=register(Count, kind=kind, dtype=np.float64))
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.SAME_STEP
-    assert obs.dtype == np.float32 and envs.single_observation_space.dtype == np.float32
+    assert obs.dtype == np.float64 and obs.shape == (2, 2)
 
 
 @each_kind(SCRIPTS)
@@ -155,6 +163,18 @@ def test_half_bounded_actions_stay_in_bounds(script):
     assert np.min([env.actions for env in Count.built]) >= -0.5
 
 
+def received(script, space, *actions):
+    """What one environment with this action space gets for each of these actions."""
+    envs = script.make_envs(script.Args(env_id=register(Spaces, action=space), num_envs=1))
+    got = []
+    envs.envs[0].unwrapped.step = lambda action: got.append(action) or (
+        np.zeros(3, np.float32), 0.0, False, False, {})
+    envs.reset()
+    for action in actions:
+        envs.step(np.array([action]))
+    return got
+
+
 @pytest.mark.filterwarnings("error")
 @each(CONTINUOUS)
 def test_extreme_actions_are_in_the_space(script):
@@ -162,12 +182,11 @@ def test_extreme_actions_are_in_the_space(script):
     generator = np.random.default_rng(0)
     for low, width in zip(generator.normal(size=20), generator.uniform(0.1, 9, 20)):
         space = gym.spaces.Box(low, low + width, (3,), np.float32)
-        agent = setup(script, env_id=register(Spaces, action=space))[2]
-        for extreme in (-5, 5):
-            assert space.contains(agent.to_env(torch.full((3,), float(extreme))))
+        extremes = [np.full(3, extreme, np.float32) for extreme in (-5, 5)]
+        assert all(space.contains(action) for action in received(script, space, *extremes))
     most = np.finfo(np.float32).max
-    agent = setup(script, env_id=register(Spaces, action=gym.spaces.Box(-most, most, (3,))))[2]
-    np.testing.assert_array_equal(agent.to_env(torch.tensor([1.0, -2.0, 5.0])), [1, -2, 5])
+    action, = received(script, gym.spaces.Box(-most, most, (3,)), np.float32([1, -2, 5]))
+    np.testing.assert_array_equal(action, [1, -2, 5])
 
 
 class Infos(Count):
@@ -193,9 +212,7 @@ def test_infos_that_do_not_fit_together(script, kind):
 @each([s for s in ACTOR_CRITIC if s.__name__ != "ppo_continuous"])
 def test_discrete_actions_start_where_the_space_starts(script):
     """Discrete(3, start=5): indices are stored, the environment gets 5, 6, 7."""
-    args, envs, agent, obs = setup(
-        script, env_id=register(Spaces, action=gym.spaces.Discrete(3, start=5)))
-    np.testing.assert_array_equal(agent.to_env(torch.tensor([0, 2, 1])), [5, 7, 6])
+    assert received(script, gym.spaces.Discrete(3, start=5), 0, 2, 1) == [5, 7, 6]
 
 
 @each_kind(ACTOR_CRITIC)
@@ -207,39 +224,20 @@ def test_ratio_is_1_before_the_update(script, kind, monkeypatch):
     env_id = register(Count, kind=kind, lengths=(3, 4))
     args, envs, agent, obs = setup(script, env_id=env_id, num_steps=40, log_std_init=1.0)
     agent.obs_stats.update(torch.randn(50, 2) * 3 + 1)
-    taken, distribution_of = [], agent.distribution
+    taken, policy_of = [], script.Agent.policy
 
-    def recording(outputs):
-        distribution = distribution_of(outputs)
-        sample = distribution.sample
-        distribution.sample = lambda: taken.append((distribution, sample())) or taken[-1][1]
-        return distribution
+    def recording(self, obs):
+        policy = policy_of(self, obs)
+        taken.append((obs, policy))
+        return policy
 
-    monkeypatch.setattr(agent, "distribution", recording)
+    monkeypatch.setattr(script.Agent, "policy", recording)
     rollout, _ = script.collect_rollout(agent, envs, obs, args)
     monkeypatch.undo()
-    at_the_time = torch.stack([d.log_prob(actions) for d, actions in taken])
-    assert torch.equal(rollout.actions, torch.stack([actions for _, actions in taken]))
+    acted = [policy for obs, policy in taken if isinstance(obs, np.ndarray)][1:]  # 0: the check
+    assert len(acted) == 40 and len(taken) == 42
+    at_the_time = torch.stack([type(policy)(*map(torch.from_numpy, policy)).log_prob(actions)
+                               for policy, actions in zip(acted, rollout.actions)])
     batch = script.make_batch(agent, rollout, args)
     ratio = (batch.logprobs - at_the_time.flatten()).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@each_kind(SCRIPTS)
-def test_the_actor_in_numpy_is_the_actor(script, kind, activation):
-    """Layer by layer, with normalisation, for layers it knows and for one it does not know."""
-    env_id = register(Count, kind=kind)
-    args, envs, agent, obs = setup(script, env_id=env_id, activation=activation, clip_obs=2.0)
-    agent.obs_stats.update(torch.randn(50, 2) * 3 + 1)
-    for network in (agent.actor, torch.nn.Sequential(*agent.actor, torch.nn.Softplus())):
-        for p in network.parameters():
-            torch.nn.init.normal_(p)
-        with torch.no_grad():
-            raw = torch.randn(20, 2) * 10
-            normal = agent.normalise(raw)
-            assert normal.abs().max() == 2.0
-            expected = network(normal)
-            found = script.in_numpy(network)(agent.normalise(raw.numpy()))
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
-        assert expected.std() > 1

@@ -1,23 +1,24 @@
-"""Sections 8 and 9: whole runs, their files, resuming, evaluating, being interrupted."""
-import contextlib
+"""Part II: whole runs, their files, resuming, evaluating, being interrupted."""
 import csv
 import dataclasses
-import functools
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from conftest import (ROOT, SCRIPTS, Broken, Constant, Count, OneStep, each, each_kind, kinds,
-                      register, rows, tiny_args, trained)
+                      make_optimizer, register, rows, setup, tiny_args, trained)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LEADING = ["iteration", "global_step", "seconds", "episodes", "episodic_return",
@@ -39,14 +40,36 @@ def same_state(a, b) -> bool:
 
 def stop_after(script, iteration, monkeypatch):
     """Press Ctrl-C at the end of this iteration."""
-    log = script.Logger.log
+    log = script.Run.log
 
-    def log_and_stop(self, progress, *rest):
-        log(self, progress, *rest)
-        if progress.iteration == iteration:
+    def log_and_stop(self, *rest):
+        log(self, *rest)
+        if self.iteration == iteration:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(script.Logger, "log", log_and_stop)
+    monkeypatch.setattr(script.Run, "log", log_and_stop)
+
+
+class Steps(NamedTuple):
+    """As much of a rollout as Run.log looks at."""
+    size: int
+    episodes: list = []
+    obs: torch.Tensor = torch.zeros(1)
+    next_obs: torch.Tensor = torch.zeros(1)
+
+
+def new_run(script, tmp_path, **changes):
+    """A Run that has just begun; `finish` closes it, and evaluates nothing."""
+    args, _, agent, _ = setup(script, run_dir=str(tmp_path), eval_episodes=0,
+                              env_id=register(Count, kind=kinds(script)[0]), **changes)
+    return script.Run(args, agent, make_optimizer(script, agent, args))
+
+
+def run_in_a_process(code):
+    """Run these lines of Python with the scripts on the path; returns what they printed."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,13 +185,69 @@ def test_environments_that_draw_globally(script, kind, tmp_path):
     assert tables[0] == tables[1] != tables[2]
 
 
+class Chatty(Count):
+    """Its infos have an "episode" of their own; those of two environments do not fit together."""
+
+    def reset(self, **kwargs):
+        obs, _ = super().reset(**kwargs)
+        return obs, {"episode": -1, "x": "text" if self.index % 2 else np.zeros(3)}
+
+    def step(self, action):
+        info = {"episode": {"r": -1}, "x": {"y": 1} if self.index % 2 else np.zeros(self.time)}
+        return *super().step(action)[:4], info
+
+
+@each_kind(SCRIPTS)
+def test_foreign_infos(script, kind, tmp_path):
+    """What an environment puts into infos changes nothing: the run is that of a silent one."""
+    tables = []
+    for cls in (Count, Chatty):
+        env_id = register(cls, kind=kind, lengths=(4,))
+        tables.append(rows(trained(script, tmp_path, env_id=env_id)[2]))
+    assert tables[0] == tables[1] and tables[0][-1]["episodes"] == "16"
+
+
+class Equal(OneStep):
+    """Every action gets the same, nothing."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, 0.0, *rest
+
+
+@each_kind(SCRIPTS)
+def test_equal_returns(script, kind, tmp_path):
+    """Returns without any variance, as sparse rewards have them at first, do not stop the run."""
+    _, _, run = trained(script, tmp_path, env_id=register(Equal, kind=kind), episodes_per_update=16)
+    assert [row["return_100"] for row in rows(run)] == ["0.0"] * 4
+
+
 @each(SCRIPTS)
-def test_no_time_limit_is_said(script, tmp_path, capsys):
-    kind = kinds(script)[0]
-    trained(script, tmp_path, env_id=register(Count, kind=kind))
-    assert "no registered time limit" in capsys.readouterr().out
-    trained(script, tmp_path, env_id=REAL[kind], num_steps=32, total_timesteps=400)
-    assert "time limit" not in capsys.readouterr().out
+def test_in_another_thread(script, tmp_path):
+    """A run works in a thread that is not the main one, in which no signal can be caught."""
+    results = []
+    env_id = register(Count, kind=kinds(script)[0], lengths=(4,))
+    thread = threading.Thread(
+        target=lambda: results.append(trained(script, tmp_path, env_id=env_id)))
+    thread.start()
+    thread.join(timeout=60)
+    assert len(rows(results[0][2])) == 4 and (results[0][2] / "checkpoint.pt").is_file()
+
+
+@each(SCRIPTS)
+def test_a_run_loads_no_compiler(script, tmp_path):
+    """Without --compile a run imports nothing of torch.compile: that would take seconds."""
+    flags = ["--env-id", REAL[kinds(script)[0]], "--total-timesteps", "2048", "--no-cuda",
+             "--eval-episodes", "0", "--run-dir", str(tmp_path)]
+    out = run_in_a_process(f"""if True:
+        import sys, {script.__name__} as script
+        sys.argv = {["x", *flags]}
+        script.main()
+        print([name for name in ("torch._inductor", "torch._dynamo", "wandb", "moviepy",
+                                 "tensorflow") if name in sys.modules])""")
+    assert out.splitlines()[-1] == "[]"
+    run, = tmp_path.iterdir()
+    assert int(rows(run)[-1]["global_step"]) >= 1024  # it was a run
 
 
 # --------------------------------------------------------------------------------------------------
@@ -181,7 +260,7 @@ def test_checkpoint_holds_plain_values(script, kind, tmp_path):
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     assert checkpoint["algorithm"] == script.__name__
     assert checkpoint["args"] == dataclasses.asdict(args)
-    assert checkpoint["progress"]["global_step"] == 64
+    assert checkpoint["progress"]["step"] == 64
     assert same_state(checkpoint["agent"], agent.state_dict())
 
 
@@ -199,20 +278,44 @@ def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch,
         args, _, run = trained(script, tmp_path, **settings)
     assert len(rows(run)) == 2
     assert f"--resume {run}" in capsys.readouterr().out
-    # rows written after the checkpoint, by a run that crashed, are dropped, torn ones, too
-    with (run / "progress.csv").open("a") as file:
-        file.write("3,48,9.9,48,-1,1,99" + ",0" * (len(rows(run)[0]) - 5) + "\n\ntorn")
-    time.sleep(1)  # TensorBoard reads event files in the order of their names: of the seconds
     before = set(tmp_path.iterdir())
     agent = script.train(dataclasses.replace(args, resume=str(run)))
     assert set(tmp_path.iterdir()) == before, "resuming must not make another directory"
     assert rows(run) == rows(whole_run)
     assert same_state(agent.state_dict(), whole_agent.state_dict())
-    steps = [step for step, _ in scalars(run, "losses/policy_loss")]
-    assert steps == [16, 32, 48, 64]
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     assert checkpoint["progress"]["iteration"] == 4
     assert checkpoint["progress"]["episodes"] == 64
+
+
+@each(SCRIPTS)
+def test_resume_after_a_crash(script, tmp_path, monkeypatch):
+    """Iteration 3 is logged, the checkpoint is of iteration 2, the last row torn: after --resume
+    all is as in an uninterrupted run, in progress.csv and in TensorBoard."""
+    settings = dict(env_id=register(OneStep, kind=kinds(script)[0]), episodes_per_update=16)
+    _, whole_agent, whole_run = trained(script, tmp_path, **settings)
+    log, checkpoints = script.Run.log, []
+
+    def log_and_save(self, *rest):
+        log(self, *rest)
+        if self.iteration == 2:
+            self.save()
+            checkpoints.append((self.dir / "checkpoint.pt").read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "log", log_and_save)
+        stop_after(script, 3, patch)
+        args, _, run = trained(script, tmp_path, **settings)
+    (run / "checkpoint.pt").write_bytes(checkpoints[0])
+    assert len(rows(run)) == 3 and len(scalars(run, "losses/policy_loss")) == 3
+    with (run / "progress.csv").open("a") as file:
+        file.write("\n\n4,64,to")
+    time.sleep(1)  # TensorBoard reads event files in the order of their names: of the seconds
+    agent = script.train(dataclasses.replace(args, resume=str(run)))
+    assert rows(run) == rows(whole_run)
+    assert same_state(agent.state_dict(), whole_agent.state_dict())
+    for tag in ("losses/policy_loss", "charts/episodic_return"):
+        assert scalars(run, tag) == scalars(whole_run, tag)
 
 
 @each_kind(SCRIPTS)
@@ -223,14 +326,19 @@ def test_restore_puts_everything_back(script, kind, tmp_path):
     torch.manual_seed(1234)
     args = dataclasses.replace(args, resume=str(run))
     other = script.Agent(script.make_envs(args), args)
-    optimizer = script.make_optimizer(other, args)
-    progress = script.restore("--resume", args, other, optimizer)
+    optimizer = make_optimizer(script, other, args)
+    resumed = script.Run(args, other, optimizer)
+    resumed.finish()
     assert torch.equal(torch.rand(3), expected)
     assert same_state(other.state_dict(), agent.state_dict())
     saved = torch.load(run / "checkpoint.pt", weights_only=True)["optimizer"]
-    assert same_state(optimizer.state_dict(), saved) and saved["m"].abs().sum() > 0
-    assert (progress.iteration, progress.global_step) == (4, 64)
-    assert progress.last_returns == [10.0] * 16 and progress.episodes == 16
+    assert len(optimizer.state) == len(saved) and all(map(torch.equal, optimizer.state, saved))
+    assert all(x.abs().sum() > 0 for x in saved[:3])  # θ, m, v or θ, v, k
+    optimizer.state[0].fill_(7)
+    assert all((p == 7).all() for p in optimizer.named.values()), "no longer views of θ"
+    assert (resumed.iteration, resumed.step, resumed.dir) == (4, 64, run)
+    assert resumed.last_returns == [10.0] * 16 and resumed.episodes == 16
+    assert resumed.seconds > 0
 
 
 @each_kind(SCRIPTS)
@@ -240,6 +348,17 @@ def test_resume_with_a_larger_budget(script, kind, tmp_path):
                            episodes_per_update=16)
     script.train(dataclasses.replace(args, resume=str(run), total_timesteps=96))
     assert [int(row["global_step"]) for row in rows(run)] == [16, 32, 48, 64, 80, 96]
+
+
+@each(SCRIPTS)
+def test_resume_with_nothing_but_the_checkpoint(script, tmp_path):
+    """A checkpoint that was copied elsewhere, alone, goes on there, with a new progress.csv."""
+    args, _, run = trained(script, tmp_path, env_id=register(OneStep, kind=kinds(script)[0]),
+                           episodes_per_update=16)
+    (tmp_path / "copy").mkdir()
+    shutil.copy(run / "checkpoint.pt", tmp_path / "copy")
+    script.train(dataclasses.replace(args, resume=str(tmp_path / "copy"), total_timesteps=96))
+    assert [row.get("global_step") for row in rows(tmp_path / "copy")] == ["80", "96"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -265,19 +384,30 @@ def test_evaluate_deterministic_or_sampled(script, kind, tmp_path, capsys):
     for deterministic, word in ((True, "deterministic"), (False, "sampled")):
         Count.built.clear()
         args.eval_deterministic, args.eval_episodes = deterministic, 2
-        script.report_evaluation(agent, args, run)
+        assert script.evaluate(agent, args, 2, run) == [210.0, 210.0]
         assert f"2 episodes, {word} actions: return 210.0 ± 0.0" in capsys.readouterr().out
         obs = torch.tensor([[float(e), float(t)] for e in range(2) for t in range(20)])
         with torch.no_grad():
-            modes = agent.to_env(agent.policy(obs).mode)
+            modes = agent.policy(obs.double()).mode.numpy()
+        if kind == "continuous":  # [−1, 1] is stretched to the bounds and clipped to them
+            modes = (modes * [1, 1.5] + [0, 0.5]).clip([-1, -1], [1, 2])
         played = np.stack(Count.built[0].actions)
         assert np.allclose(played, modes, atol=1e-5) == deterministic
 
 
-@each_kind(SCRIPTS)
-def test_a_fresh_process_acts_the_same(script, kind, tmp_path):
+@each(SCRIPTS[-1:])
+def test_evaluation_without_an_end(script, tmp_path, capsys):
+    """Where no episode ends, the evaluation does all the same, and says so."""
+    env_id = register(Count, kind=kinds(script)[0], lengths=(10**9,))
+    _, _, run = trained(script, tmp_path, env_id=env_id, eval_episodes=1)
+    assert "0 episodes (of 1" in capsys.readouterr().out.splitlines()[-1]
+    assert json.loads((run / "evaluation.json").read_text())["returns"] == []
+
+
+@each(SCRIPTS)
+def test_a_fresh_process_acts_the_same(script, tmp_path):
     """--evaluate in a new process: the same statistics, so the same actions and returns."""
-    env_id = REAL[kind]
+    env_id = REAL[kinds(script)[-1]]
     args, agent, run = trained(script, tmp_path, env_id=env_id, num_steps=256,
                                total_timesteps=1024, eval_episodes=3)
     in_training = json.loads((run / "evaluation.json").read_text())["returns"]
@@ -285,22 +415,18 @@ def test_a_fresh_process_acts_the_same(script, kind, tmp_path):
     size = {"CartPole-v1": 4, "Pendulum-v1": 3}[env_id]
     obs = 3 * torch.randn(50, size)
     torch.save(obs, tmp_path / "obs.pt")
-    code = f"""if True:
-        import sys, torch
-        sys.path.insert(0, {str(ROOT)!r})
-        import {script.__name__} as script
+    out = run_in_a_process(f"""if True:
+        import sys, torch, {script.__name__} as script
         sys.argv = ["x", "--evaluate", {str(run)!r}]
-        report = script.report_evaluation
-        def act_too(agent, args, run_dir):
-            policy = agent.policy(torch.load({str(tmp_path / "obs.pt")!r}))
-            torch.save((policy.mode.detach(), agent.value(torch.load(
-                {str(tmp_path / "obs.pt")!r})).detach()), {str(tmp_path / "acts.pt")!r})
-            report(agent, args, run_dir)
-        script.report_evaluation = act_too
+        evaluate, obs = script.evaluate, torch.load({str(tmp_path / "obs.pt")!r})
+        def act_too(agent, *rest):
+            acts = agent.policy(obs).mode.detach(), agent.value(obs).detach()
+            torch.save(acts, {str(tmp_path / "acts.pt")!r})
+            return evaluate(agent, *rest)
+        script.evaluate = act_too
         script.main()
-        assert "wandb" not in sys.modules"""
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert f"return {np.mean(in_training):.1f} ± {np.std(in_training):.1f}" in out.stdout
+        assert "wandb" not in sys.modules""")
+    assert f"return {np.mean(in_training):.1f} ± {np.std(in_training):.1f}" in out
     assert (run / "evaluation.json").read_bytes() == before  # it says how the training ended
     actions, values = torch.load(tmp_path / "acts.pt")
     assert agent.obs_stats.count == 1024 or script.__name__ == "reinforce"
@@ -323,7 +449,8 @@ def test_signals(script, sent, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.time() + 60
-        while not list(tmp_path.glob("*/progress.csv")) and time.time() < deadline:
+        while time.time() < deadline and not any(
+                path.stat().st_size for path in tmp_path.glob("*/progress.csv")):
             time.sleep(0.1)
         process.send_signal(sent)
         out, err = process.communicate(timeout=30)
@@ -333,17 +460,22 @@ def test_signals(script, sent, tmp_path):
     assert err == "\nstopping after this iteration; again: at once, unsaved\n"
     run, = tmp_path.iterdir()
     assert f"--resume {run}" in out.splitlines()[-1]
-    steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["global_step"]
+    steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["step"]
     assert steps == int(rows(run)[-1]["global_step"]) > 0
 
 
 def test_two_signals():
-    """The first signal is noted, the second acts as usual."""
-    with pytest.raises(KeyboardInterrupt), SCRIPTS[0].caught_signals() as caught:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert caught == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+    """The first signal is noted, the second acts as usual, and then nothing is saved."""
+    before, saved = signal.getsignal(signal.SIGINT), []
+    run = types.SimpleNamespace(stopped=False, step=0, save=lambda: saved.append(1),
+                                args=types.SimpleNamespace(total_timesteps=9, batch_size=1))
+    with pytest.raises(KeyboardInterrupt):
+        for step in SCRIPTS[0].Run.iterations(run):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert run.stopped
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert not saved and signal.getsignal(signal.SIGINT) == before
 
 
 @each_kind(SCRIPTS)
@@ -352,6 +484,16 @@ def test_signals_are_ours_only_while_training(script, kind, tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     trained(script, tmp_path, env_id=register(Count, kind=kind))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@each([s for s in SCRIPTS if s.__name__ != "reinforce"])
+def test_signals_after_a_failure(script, tmp_path):
+    """A run that failed gives them back, too, even while a debugger keeps the exception."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(script.UserError) as kept:
+        trained(script, tmp_path, env_id=register(Broken, kind=kinds(script)[0]))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert kept.traceback
 
 
 @pytest.mark.parametrize("k", [1, 18, 20, 24, 25], ids=lambda k: f"step {k}")
@@ -400,25 +542,14 @@ def test_nan_loss_stops_the_run(script, kind, name, tmp_path, monkeypatch):
 
 
 @each(SCRIPTS)
-def test_whose_nan_it_is(script):
-    """The environment's is not blamed on the learning rate."""
-    with pytest.raises(script.UserError, match="next_obs .*step 7.*environment"):
-        script.check_finite(7, {"obs": torch.zeros(2), "next_obs": torch.tensor([0.0, math.nan])})
-    with pytest.raises(script.UserError, match="value_loss .*step 7.*--learning-rate"):
-        script.check_finite(7, {"policy_loss": 1.0, "value_loss": math.inf})
-
-
-@each(SCRIPTS)
-def test_a_warning_is_said_once(script, monkeypatch):
-    """MuJoCo's warnings end in the simulated time, which is another one each time."""
-    mujoco, handlers, said = pytest.importorskip("mujoco"), [], []
-    monkeypatch.setattr(mujoco, "set_mju_user_warning", handlers.append)
-    monkeypatch.setattr(script, "say_once", functools.cache(said.append))
-    script.make_envs(script.Args(env_id="HalfCheetah-v4", num_envs=1)).close()
-    said.clear()  # what an earlier test's handler passed on from building it
-    for time in (0.05, 0.1):
-        handlers[0](f"Nan in QACC at DOF 0. The simulation is unstable. Time = {time}.")
-    assert said == ["Nan in QACC at DOF 0. The simulation is unstable."]
+def test_whose_nan_it_is(script, tmp_path):
+    """The environment's is not blamed on the learning rate; nor is an infinity overlooked."""
+    run, nan = new_run(script, tmp_path), torch.tensor([0.0, math.nan])
+    with pytest.raises(script.UserError, match="^next_obs .*step 7.*environment"):
+        run.log(Steps(7, next_obs=nan), {"policy_loss": 1.0})
+    with pytest.raises(script.UserError, match="^value_loss .*step 14.*--learning-rate"):
+        run.log(Steps(7), {"policy_loss": 1.0, "value_loss": math.inf})
+    run.finish()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -434,17 +565,23 @@ def test_without_track_wandb_is_not_needed(script, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 @each(SCRIPTS[-1:])
 def test_track(script, mode, tmp_path, monkeypatch):
-    """W&B without an account: offline leaves a run in the run directory, disabled nothing."""
+    """W&B without an account: offline leaves all that TensorBoard has, disabled nothing."""
     wandb = pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": mode, "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     env_id = register(Count, kind=kinds(script)[0])
-    _, _, run = trained(script, tmp_path / "runs", env_id=env_id, track=True)
-    wandb.teardown()  # or this process keeps the mode
-    assert bool(list(run.glob("wandb/offline-run-*/*.wandb"))) == (mode == "offline")
+    try:
+        script.train(tiny_args(script, env_id=env_id, track=True))
+    finally:
+        wandb.teardown()  # or this process keeps the mode
+    run, = (path.parent for path in tmp_path.glob("runs/*/args.json"))
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
     assert len(rows(run)) == 4
+    files = list(tmp_path.glob("runs/**/offline-run-*/*.wandb"))
+    assert len(files) == (mode == "offline")
+    for name in (b"losses/policy_loss", b"charts/episodic_return", env_id.encode()):
+        assert all(name in file.read_bytes() for file in files), name
 
 
 @each(SCRIPTS[-1:])
@@ -500,26 +637,44 @@ def test_gpu(script, kind, tmp_path):
 def test_short_iterations_share_a_row(script, tmp_path):
     """Of 1,600 steps a row stands for 16: two iterations of 8, the last one's metrics, the mean of
     both's episodes. Those in no row yet are in the checkpoint. The end of the run has a row."""
-    sizes = {"num_steps": 2} if hasattr(script.Args, "num_steps") else {}
-    args = script.Args(total_timesteps=1_600, num_envs=4, **sizes)
-    progress = script.Progress()
-    with contextlib.closing(script.Logger(args, tmp_path, progress)) as logger:
-        for i in range(5):
-            rollout = types.SimpleNamespace(size=8, episodes=[(8, float(i), 10 * i)])
-            progress.advance(rollout, 1.0)
-            logger.log(progress, rollout, {"policy_loss": float(i), "learning_rate": 1.0})
-    table = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    run = new_run(script, tmp_path, total_timesteps=1_600, num_envs=4, num_steps=2)
+    metrics = {"policy_loss": 0.0, "learning_rate": 1.0}
+    for i in range(5):
+        run.log(Steps(8, [(8, float(i), 10 * i)]), metrics | {"policy_loss": float(i)})
+    table = rows(run.dir)
     assert [row["global_step"] for row in table] == ["16", "32"]
     assert [row["episodic_return"] for row in table] == ["0.5", "2.5"]
     assert [row["episodic_length"] for row in table] == ["5.0", "25.0"]
     assert [row["policy_loss"] for row in table] == ["1.0", "3.0"]
     assert [row["episodes"] for row in table] == ["2", "4"]
-    assert dataclasses.asdict(progress)["since_row"] == [(8, 4.0, 40)]
-    progress.global_step = 1_600 - args.batch_size  # one more iteration fits, and then none
-    with contextlib.closing(script.Logger(args, tmp_path, progress)) as logger:
-        for step in (progress.global_step // 16 * 16 + 8, 1_600 - args.batch_size + 1):
-            progress.global_step = step
-            rollout = types.SimpleNamespace(size=1, episodes=[])
-            logger.log(progress, rollout, {"policy_loss": 0.0, "learning_rate": 1.0})
-    last = list(csv.DictReader((tmp_path / "progress.csv").open()))[-1]
-    assert int(last["global_step"]) == 1_600 - args.batch_size + 1
+    run.save()
+    progress = torch.load(run.dir / "checkpoint.pt", weights_only=True)["progress"]
+    assert progress["unlogged"] == [(8, 4.0, 40)] and progress["episodes"] == 5
+    run.step, last = 1_585, 1_600 - run.args.batch_size + 1  # both in the same 16 steps
+    run.log(Steps(1), metrics)  # another iteration fits
+    assert rows(run.dir)[-1]["global_step"] == "32"
+    run.log(Steps(last - run.step), metrics)  # and then none
+    assert rows(run.dir)[-1]["global_step"] == str(last)
+    run.finish()
+
+
+@each(SCRIPTS)
+def test_twenty_lines(script, tmp_path, capsys):
+    """Where there is no terminal, a line at every 5 %, also if no row falls on it."""
+    run = new_run(script, tmp_path, total_timesteps=12_345, num_steps=4)
+    while run.step <= 12_345 - 8:
+        run.log(Steps(8, [(8, 0.0, 1)]), {"policy_loss": 0.0, "learning_rate": 1.0})
+    run.finish()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert 19 <= len(lines) <= 20  # 12,344 steps are not quite all of them
+
+
+@each(SCRIPTS)
+def test_a_mean_return_of_zero_is_shown(script, tmp_path, capsys):
+    """It is a number, and not the same as no episode yet."""
+    run = new_run(script, tmp_path)
+    run.log(Steps(16, []), {"policy_loss": 0.0, "learning_rate": 1.0})
+    assert "return 0.0" not in capsys.readouterr().out
+    run.log(Steps(16, [(8, 0.0, 1)]), {"policy_loss": 0.0, "learning_rate": 1.0})
+    run.finish()
+    assert "return 0.0" in capsys.readouterr().out
