@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from conftest import Constant, Count, minibatch_gradient, register, setup
+from conftest import Constant, Count, learn, make_optimizer, minibatch_gradient, register, setup
 
 a2c = pytest.importorskip("a2c")
 reinforce = pytest.importorskip("reinforce")
@@ -22,10 +22,11 @@ def prepared(kind, env=Count, **changes):
 
 
 def gradient_of(agent, batch, args):
-    """What gradient_step hands to the optimiser, and what it returns; nothing moves."""
-    optimizer, handed = a2c.make_optimizer(agent, args), []
-    optimizer.step = handed.append
-    metrics = a2c.gradient_step(agent, optimizer, batch, args)
+    """The gradient that gradient_step steps along, and what it returns besides; nothing moves."""
+    optimizer, handed = make_optimizer(a2c, agent, args), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(a2c, "rmsprop", lambda state, gradient, lr: handed.append(gradient) or state)
+        _, metrics = a2c.gradient_step(optimizer, args, optimizer.state, list(batch))
     assert len(handed) == 1
     return handed[0], metrics
 
@@ -62,7 +63,7 @@ def test_gradient_is_that_of_ppo_with_one_step(kind, changes):
     with torch.no_grad():  # a policy at the maximum of its entropy would hide the bonus
         agent.actor[-1].weight.normal_(std=0.3)
     batch = a2c.make_batch(agent, rollout, args)
-    ours, (*_, norm, _) = gradient_of(agent, batch, args)
+    ours, (*_, norm) = gradient_of(agent, batch, args)
     ppo, twin, its_args = as_ppo(kind, agent, args)
     theirs, its_norm = minibatch_gradient(ppo, twin, ppo.Batch(*batch), torch.arange(32), its_args)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -72,16 +73,22 @@ def test_gradient_is_that_of_ppo_with_one_step(kind, changes):
 
 @pytest.mark.parametrize("norm_adv", [True, False])
 @KINDS
-def test_update_is_that_of_ppo_with_one_step(kind, norm_adv):
+def test_update_is_that_of_ppo_with_one_step(kind, norm_adv, monkeypatch):
     """Three times from the same rollout, with A2C's optimiser: the same parameters, statistics and
     metrics."""
     args, agent, rollout = prepared(kind, norm_adv=norm_adv)
     ppo, twin, its_args = as_ppo(kind, agent, args)
     before = copy.deepcopy(agent.state_dict())
-    optimizer, its_optimizer = a2c.make_optimizer(agent, args), a2c.make_optimizer(twin, its_args)
+    optimizer, its_optimizer = make_optimizer(a2c, agent, args), make_optimizer(ppo, twin, its_args)
+
+    def rmsprop(state, gradient, lr):  # in adam's place, whose state has one vector more
+        theta, v, k = a2c.rmsprop([state[0], state[2], state[3]], gradient, lr)
+        return [theta, state[1], v, k]
+
+    monkeypatch.setattr(ppo, "adam", rmsprop)
     for _ in range(3):
-        ours = a2c.update(agent, optimizer, rollout, args)
-        theirs = ppo.update(twin, its_optimizer, ppo.Rollout(*rollout), its_args)
+        ours = learn(a2c, agent, optimizer, rollout, args)
+        theirs = learn(ppo, twin, its_optimizer, ppo.Rollout(*rollout), its_args)
         assert theirs["gradient_steps"] == 1
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(agent.state_dict()[name], value, rtol=1e-5, atol=1e-5)
@@ -142,7 +149,7 @@ def test_critic_learns_from_its_loss_only(kind):
     """vf_coef 0: a whole update leaves the critic as it is, bit for bit; the actor moves."""
     args, agent, rollout = prepared(kind, vf_coef=0.0, ent_coef=0.01)
     before = copy.deepcopy(agent.state_dict())
-    a2c.update(agent, a2c.make_optimizer(agent, args), rollout, args)
+    learn(a2c, agent, make_optimizer(a2c, agent, args), rollout, args)
     for name, p in agent.named_parameters():
         assert torch.equal(p, before[name]) == name.startswith("critic"), name
 
@@ -166,7 +173,7 @@ def test_every_step_contributes(kind):
 @KINDS
 def test_lambda_0_gives_the_td_error(kind):
     """Through make_batch: r + γ V(s') − V(s) in a batch whose episodes never terminate."""
-    args, agent, rollout = prepared(kind, Constant, gae_lambda=0.0, norm_reward=False)
+    args, agent, rollout = prepared(kind, Constant, gae_lambda=0.0, norm_reward=False, norm_adv=False)
     rollout = rollout._replace(next_obs=torch.randn_like(rollout.next_obs))
     batch = a2c.make_batch(agent, rollout, args)
     with torch.no_grad():
@@ -191,28 +198,39 @@ def test_lambda_1_gives_the_monte_carlo_return(kind):
 def test_one_step_per_update(kind, monkeypatch):
     """One gradient, of the whole batch; the data are not used again."""
     args, agent, rollout = prepared(kind)
-    optimizer, seen, step = a2c.make_optimizer(agent, args), [], a2c.gradient_step
-    monkeypatch.setattr(a2c, "gradient_step", lambda agent, optimizer, batch, args:
-                        seen.append(batch) or step(agent, optimizer, batch, args))
+    optimizer, seen, step = make_optimizer(a2c, agent, args), [], a2c.gradient_step
+    monkeypatch.setattr(a2c, "gradient_step", lambda optimizer, args, state, batch:
+                        seen.append(batch) or step(optimizer, args, state, batch))
     for k in range(1, 4):
-        a2c.update(agent, optimizer, rollout, args)
-        assert optimizer.k == k == len(seen) and len(seen[-1].obs) == 32
+        learn(a2c, agent, optimizer, rollout, args)
+        assert optimizer.state[-1] == k
+    assert len(seen) == 3 and all(len(batch[0]) == 32 for batch in seen)
+
+
+@KINDS
+def test_a_step_changes_nothing_in_place(kind):
+    """gradient_step is a function: neither the state nor the batch is another after it."""
+    args, agent, rollout = prepared(kind)
+    optimizer, batch = make_optimizer(a2c, agent, args), a2c.make_batch(agent, rollout, args)
+    before = [x.clone() for x in (*optimizer.state, *batch)]
+    after, _ = a2c.gradient_step(optimizer, args, optimizer.state, list(batch))
+    assert all(torch.equal(x, y) for x, y in zip(before, (*optimizer.state, *batch)))
+    assert not torch.equal(after[0], before[0])
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.1])
 def test_rmsprop_is_adam_without_momentum(rate):
     """Ten steps on random gradients, with a learning rate that changes: PyTorch's Adam, β₁ = 0."""
-    args, agent, _ = prepared("continuous", learning_rate=rate)
-    optimizer = a2c.make_optimizer(agent, args)
-    theta = torch.nn.Parameter(optimizer.theta.clone())
+    theta = torch.nn.Parameter(torch.randn(50))
     theirs = torch.optim.Adam([theta], lr=rate, betas=(0.0, 0.99), eps=1e-5)
+    state = [theta.detach().clone(), torch.zeros(50), torch.zeros(())]
     for k in range(10):
-        theta.grad = torch.randn_like(theta) * 10.0 ** -(k % 4)
+        gradient = torch.randn(50) * 10.0 ** -(k % 4)
+        theta.grad = gradient.clone()
         theirs.param_groups[0]["lr"] = rate / (k + 1)
-        optimizer.lr.fill_(rate / (k + 1))
         theirs.step()
-        optimizer.step(theta.grad)
-    torch.testing.assert_close(optimizer.theta, theta.detach(), rtol=1e-5, atol=1e-6)
+        state = a2c.rmsprop(state, gradient, torch.tensor(rate / (k + 1)))
+    torch.testing.assert_close(state[0], theta.detach(), rtol=1e-5, atol=3e-5 * rate)
 
 
 @KINDS
@@ -221,7 +239,7 @@ def test_metrics(kind):
     args, agent, rollout = prepared(kind, norm_adv=False, norm_reward=False)
     before, batch = copy.deepcopy(agent), a2c.make_batch(agent, rollout, args)
     gradient, _ = gradient_of(copy.deepcopy(agent), batch, a2c.Args(max_grad_norm=0.0))
-    metrics = a2c.update(agent, a2c.make_optimizer(agent, args), rollout, args)
+    metrics = learn(a2c, agent, make_optimizer(a2c, agent, args), rollout, args)
     with torch.no_grad():
         policy, values = before.policy(batch.obs), before.value(batch.obs)
     expected = {

@@ -1,4 +1,4 @@
-"""Section 6 of the PPO scripts, and the gradient of a minibatch."""
+"""Section 5 of the PPO scripts, and the gradient of a minibatch."""
 import math
 
 import pytest
