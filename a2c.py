@@ -270,12 +270,6 @@ def policy_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
     return -(logprobs * advantages).mean()
 
 
-def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased, ≥ 0. [Schulman 2020, its k3]"""
-    log_ratio = logprobs - old_logprobs
-    return (log_ratio.exp() - 1 - log_ratio).mean()
-
-
 # ── 6. Update [specific] ──────────────────────────────────────────────────────────────────────────
 def rmsprop(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
     """One step of RMSprop, as [A3C §4] has it; Adam without momentum, β₁ = 0.
@@ -295,12 +289,12 @@ def gradient_step(optimizer: Optimizer, args: Args, state: list[Tensor], batch: 
                   ) -> tuple[list[Tensor], list[Tensor]]:
     """One step on the whole batch: state → the next one, [both losses and H before it, ‖gradient‖].
     It changes nothing in place, so it can be compiled."""
-    obs, actions, _, _, advantages, returns = batch
+    batch = Batch(*batch)
 
     def loss(agent: Agent) -> tuple[Tensor, list[Tensor]]:
-        policy = agent.policy(obs)
-        pg_loss = policy_loss(policy.log_prob(actions), advantages)
-        v_loss = 0.5 * (agent.value(obs) - returns).square().mean()
+        policy = agent.policy(batch.obs)
+        pg_loss = policy_loss(policy.log_prob(batch.actions), batch.advantages)
+        v_loss = 0.5 * (agent.value(batch.obs) - batch.returns).square().mean()
         entropy = policy.entropy().mean()
         loss = pg_loss + args.vf_coef * v_loss
         if args.ent_coef:
@@ -319,17 +313,17 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> dict
     step = functools.partial(gradient_step, optimizer, args)
     outs = optimizer.run(step, [x[None] for x in batch])  # step(batch), once
     with torch.no_grad():
-        logprobs = agent.policy(batch.obs).log_prob(batch.actions)
+        log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.logprobs
     errors = batch.returns - batch.values
     metrics = {
         **dict(zip(("policy_loss", "value_loss", "entropy", "grad_norm"), outs)),
-        "approx_kl": approx_kl(logprobs, batch.logprobs),
+        "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean(),  # KL(π_old ‖ π), estimated
         "explained_variance": 1 - errors.var() / batch.returns.var(),
     }
     return {name: float(value) for name, value in metrics.items()}
 
 
-# ── 7. Training [specific] ───────────────────────────────────────────────────────────────────────
+# ── 7. Training [specific] ────────────────────────────────────────────────────────────────────────
 def train(args: Args) -> Agent:
     """The whole algorithm. `run` keeps count, logs and saves; with --resume it goes on."""
     device, envs = start(args), make_envs(args)

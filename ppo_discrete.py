@@ -350,7 +350,7 @@ def diagnostics(agent: Agent, batch: Batch, norms: Tensor, args: Args) -> dict[s
     return {name: float(value) for name, value in metrics.items()}
 
 
-# ── 7. Training [specific] ───────────────────────────────────────────────────────────────────────
+# ── 7. Training [specific] ────────────────────────────────────────────────────────────────────────
 def train(args: Args) -> Agent:
     """The whole algorithm. `run` keeps count, logs and saves; with --resume it goes on."""
     device, envs = start(args), make_envs(args)

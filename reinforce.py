@@ -10,8 +10,7 @@ episodes is needed. A learned V(s) may be what returns are compared with, but es
         one step along ∇ mean over episodes of Σ_t log π(a_t|s_t) Ψ_t           (5. policy_loss)
                                                                                 (6. update)
 
-It is the first on the ladder. What it lacks, the next one has: a2c.py needs no whole episodes.
-
+It is the first on the ladder. The next one, a2c.py, needs no whole episodes.
 [REINFORCE] Williams 1992, Simple Statistical Gradient-Following Algorithms for Connectionist
       Reinforcement Learning, Machine Learning 8
 [PG]  Sutton et al. 1999, Policy Gradient Methods for RL with Function Approximation, NeurIPS 12
@@ -351,7 +350,7 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> dict
     return {name: float(value) for name, value in metrics.items()}
 
 
-# ── 7. Training [specific] ───────────────────────────────────────────────────────────────────────
+# ── 7. Training [specific] ────────────────────────────────────────────────────────────────────────
 def train(args: Args) -> Agent:
     """The whole algorithm. `run` keeps count, logs and saves; with --resume it goes on."""
     device, envs = start(args), make_envs(args)

@@ -28,7 +28,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -352,8 +351,8 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
                 full_step: Tensor, loss_before: Tensor, args: Args) -> float:
     """The first of the steps c⁰, c¹, c² … times full_step with KL ≤ δ and a loss below loss_before.
 
-    losses() gives (policy loss, KL) at the parameters as they are. Returns the fraction accepted, 0 if
-    none: then they are as before, bit for bit. --no-line-search: the full step. [TRPO app. C]"""
+    losses() gives (policy loss, KL) at the parameters as they are. Returns the fraction accepted;
+    0 if none was, and then they are as before, bit for bit. [TRPO app. C]"""
     before = nn.utils.parameters_to_vector(parameters)
     for fraction in (args.backtrack_coef**j for j in range(args.backtrack_iters)):
         nn.utils.vector_to_parameters(before + fraction * full_step, parameters)
@@ -461,7 +460,7 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> dict
     return {name: float(value) for name, value in metrics.items()}
 
 
-# ── 7. Training [specific] ───────────────────────────────────────────────────────────────────────
+# ── 7. Training [specific] ────────────────────────────────────────────────────────────────────────
 def train(args: Args) -> Agent:
     """The whole algorithm. `run` keeps count, logs and saves; with --resume it goes on."""
     device, envs = start(args), make_envs(args)

@@ -9,10 +9,8 @@ half of the runs (from four runs on; of three it is the mean), with its 95 % str
 interval (Agarwal et al. 2021, by rliable).
 """
 import csv
-import dataclasses
 import json
 import sys
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -395,8 +393,9 @@ def health(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 def clip() -> None:
     """PPO's objective against the ratio, for a good and a bad action: the script's policy_loss."""
-    import ppo_continuous
     import torch
+
+    import ppo_continuous
 
     ratio, epsilon = torch.linspace(0, 2, 401), 0.2
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))

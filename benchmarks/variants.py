@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 HERMITE = torch.tensor(np.array(np.polynomial.hermite_e.hermegauss(32)), dtype=torch.float32)
 
 

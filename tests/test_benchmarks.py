@@ -16,10 +16,11 @@ import torch
 from conftest import ROOT, SCRIPTS, OneStep, make_optimizer, register
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import ppo_continuous  # noqa: E402
 import run  # noqa: E402
 import speed  # noqa: E402
 import variants  # noqa: E402
+
+import ppo_continuous  # noqa: E402
 
 
 def command(tmp_path, *flags):

@@ -4,8 +4,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import (ACTOR_CRITIC, SCRIPTS, Count, each, each_kind, learn, make_optimizer,
-                      register, setup)
+from conftest import (
+    ACTOR_CRITIC,
+    SCRIPTS,
+    Count,
+    each,
+    each_kind,
+    learn,
+    make_optimizer,
+    register,
+    setup,
+)
 
 
 def count_setup(script, kind, **changes):

@@ -1,6 +1,6 @@
 """Sections 3 and 8: environments, and the transitions that reach the update."""
-import numpy as np
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from conftest import ACTOR_CRITIC, SCRIPTS, Count, Spaces, each, each_kind, register, setup

@@ -1,5 +1,4 @@
 """Part II: whole runs, their files, resuming, evaluating, being interrupted."""
-import csv
 import dataclasses
 import json
 import math
@@ -17,8 +16,23 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import (ROOT, SCRIPTS, Broken, Constant, Count, OneStep, each, each_kind, kinds,
-                      make_optimizer, register, rows, setup, tiny_args, trained)
+from conftest import (
+    ROOT,
+    SCRIPTS,
+    Broken,
+    Constant,
+    Count,
+    OneStep,
+    each,
+    each_kind,
+    kinds,
+    make_optimizer,
+    register,
+    rows,
+    setup,
+    tiny_args,
+    trained,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LEADING = ["iteration", "global_step", "seconds", "episodes", "episodic_return",

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from conftest import Count, learn, make_optimizer, register, setup
-from torch import distributions as D, nn
+from torch import distributions as D
+from torch import nn
 
 trpo = pytest.importorskip("trpo")
 a2c = pytest.importorskip("a2c")

@@ -6,8 +6,19 @@ import types
 
 import pytest
 import torch
-from conftest import (ACTOR_CRITIC, PPO, ROOT, SCRIPTS, Count, each, each_kind, learn,
-                      make_optimizer, register, setup)
+from conftest import (
+    ACTOR_CRITIC,
+    PPO,
+    ROOT,
+    SCRIPTS,
+    Count,
+    each,
+    each_kind,
+    learn,
+    make_optimizer,
+    register,
+    setup,
+)
 
 METRICS = {"policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "ratio_min",
            "ratio_max", "explained_variance", "grad_norm", "gradient_steps"}
