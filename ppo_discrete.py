@@ -536,16 +536,18 @@ def in_numpy(module: nn.Module) -> Callable:
 def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
     NumPy, whose calls cost less for a few rows, or in PyTorch if NumPy does not get the same."""
-    agent = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
-    twin = in_numpy(agent)
-    try:
-        expected, found = agent.policy(torch.from_numpy(obs)), twin.policy(obs)
-        same = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(expected, found))
-        if same and isinstance(found.sample(), np.ndarray):
-            return lambda obs: twin.policy(obs).sample()
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        pass
-    return torch.no_grad()(lambda obs: agent.policy(torch.from_numpy(obs)).sample().numpy())
+    actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
+    twin = in_numpy(actor)
+    if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
+        try:
+            expected, found = actor.policy(torch.from_numpy(obs)), twin.policy(obs)
+            same = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(expected, found))
+            agent.acts_in_numpy = same and isinstance(found.sample(), np.ndarray)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            agent.acts_in_numpy = False
+    if agent.acts_in_numpy:
+        return lambda obs: twin.policy(obs).sample()
+    return torch.no_grad()(lambda obs: actor.policy(torch.from_numpy(obs)).sample().numpy())
 
 
 class Optimizer:
@@ -656,9 +658,9 @@ class Run:
         if args.track:
             import wandb
             try:
-                wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, dir=self.dir,
-                           name=self.dir.name, id=self.dir.name, config=settings, resume="allow",
-                           sync_tensorboard=True)
+                wandb.init(project=args.wandb_project_name, entity=args.wandb_entity,
+                           dir=args.run_dir, name=self.dir.name, id=self.dir.name,
+                           config=settings, resume="allow", sync_tensorboard=True)
             except wandb.errors.Error as error:
                 raise UserError(f"--track: {error} (WANDB_MODE=offline: no account)") from error
         self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)

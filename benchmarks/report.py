@@ -137,7 +137,8 @@ def table(runs: dict[suites.Experiment, list[Run]]) -> str:
 
 
 PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
-    ("HalfCheetah-v4", "REINFORCE"): ["526 ± 182 T"], ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
+    ("HalfCheetah-v4", "REINFORCE"): ["526 ± 182 T"],
+    ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
     ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,443 ± 46 C"],
     ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T"],
     ("Hopper-v4", "REINFORCE"): ["420 U"], ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],

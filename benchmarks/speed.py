@@ -234,7 +234,7 @@ def main() -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, list[dict]]]:
-    """Race → contestant → its rows, one per round; numbers as floats, None where a cell is empty."""
+    """Race → contestant → its rows, one per round; numbers as floats, None if a cell is empty."""
     races = {}
     for row in csv.DictReader(path.open()):
         numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[3:]}

@@ -35,6 +35,17 @@ def adam(script: ModuleType) -> None:
     script.rmsprop = importlib.import_module("ppo_discrete").adam
 
 
+def uncorrected_rmsprop(script: ModuleType) -> None:
+    """RMSprop as the A3C paper has it: v is not corrected, so the early steps are longer."""
+
+    def rmsprop(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
+        theta, v, k = state
+        v = v.lerp(gradient.square(), 1 - 0.99)
+        return [theta - lr * gradient / (v.sqrt() + 1e-5), v, k + 1]
+
+    script.rmsprop = rmsprop
+
+
 def annealed_std(script: ModuleType) -> None:
     """Whatever an update makes of log σ, after it log σ is on a line from --log-std-init to −2.5.
 
@@ -124,8 +135,8 @@ def beta(script: ModuleType) -> None:
     script.Agent = BetaAgent
 
 
-VARIANTS = {f.__name__: f for f in (time_limits_terminate, adam, annealed_std, squashed_gaussian,
-                                    beta)}
+VARIANTS = {f.__name__: f for f in (time_limits_terminate, adam, uncorrected_rmsprop, annealed_std,
+                                    squashed_gaussian, beta)}
 
 
 def main() -> None:

@@ -173,7 +173,8 @@ def test_every_step_contributes(kind):
 @KINDS
 def test_lambda_0_gives_the_td_error(kind):
     """Through make_batch: r + γ V(s') − V(s) in a batch whose episodes never terminate."""
-    args, agent, rollout = prepared(kind, Constant, gae_lambda=0.0, norm_reward=False, norm_adv=False)
+    args, agent, rollout = prepared(kind, Constant, gae_lambda=0.0, norm_reward=False,
+                                    norm_adv=False)
     rollout = rollout._replace(next_obs=torch.randn_like(rollout.next_obs))
     batch = a2c.make_batch(agent, rollout, args)
     with torch.no_grad():

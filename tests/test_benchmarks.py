@@ -209,7 +209,8 @@ def test_annealed_std(script, tmp_path, monkeypatch):
     agent = script.train(script.Args(
         env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=32, num_minibatches=2,
         log_std_init=-0.5, eval_episodes=0, run_dir=str(tmp_path), cuda=False))
-    assert [*seen, agent.log_std.tolist()] == [pytest.approx([x]) for x in (-0.5, -1, -1.5, -2, -2.5)]
+    expected = [pytest.approx([x]) for x in (-0.5, -1, -1.5, -2, -2.5)]
+    assert [*seen, agent.log_std.tolist()] == expected
 
 
 @pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
@@ -238,12 +239,13 @@ def test_bounded_distributions(script, variant):
 
 
 @pytest.mark.parametrize("script, variant", [
-    ("a2c" if variant == "adam" else "ppo_continuous", variant) for variant in variants.VARIANTS],
+    ("a2c" if variant in ("adam", "uncorrected_rmsprop") else "ppo_continuous", variant)
+    for variant in variants.VARIANTS],
     indirect=["script"])
 def test_variants_train(script, variant, tmp_path):
     """The first ratio is 1, and two iterations change the policy; its checkpoint restores."""
     variants.VARIANTS[variant](script)
-    settings = {"num_minibatches": 4} if variant != "adam" else {}
+    settings = {"num_minibatches": 4} if script.__name__ != "a2c" else {}
     args = script.Args(env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=64,
                        eval_episodes=1, run_dir=str(tmp_path), cuda=False, **settings)
     torch.manual_seed(0)
@@ -305,7 +307,8 @@ def fake_run(report, job, seed, final, mark_at=None):
     if mark_at is not None:
         returns = np.where(steps >= mark_at, 1e6, -1e6)
         returns[-1] = final
-    columns = {"episodes": steps, "global_step": steps, "return_100": returns, "seconds": steps / 100}
+    columns = {"episodes": steps, "global_step": steps, "return_100": returns,
+               "seconds": steps / 100}
     return report.Run(job, seed, columns, [final + 1.0], {"learning_rate": 1e-3})
 
 
@@ -339,7 +342,8 @@ def test_ablation_table(report):
     """One row per change; Engstrom's five agents are among them, each beside its own name."""
     runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.ablation()}
     lines = report.engstrom(runs).splitlines()[2:]
-    assert len(lines) == len(run.ABLATIONS) + 3 and all("| 7 (1) | 7 (1) |" in line for line in lines)
+    assert len(lines) == len(run.ABLATIONS) + 3
+    assert all("| 7 (1) | 7 (1) |" in line for line in lines)
     assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM_AGENTS) == 5
     assert "| TRPO, all of these off | 7 (1) | 7 (1) | TRPO 2,043, 2,791 |" in lines
 
@@ -460,10 +464,10 @@ def test_sbx_is_measured_by_its_own_python(tmp_path):
 
 def test_a_compiled_contestant_that_was_not_compiled(tmp_path, monkeypatch):
     """A script goes on without --compile if that fails; speed.py does not."""
-    said = "--compile: it failed ("
+    said = "--compile: it failed"
     assert all(said in (ROOT / f"{script.__name__}.py").read_text() for script in SCRIPTS)
     monkeypatch.setattr(sys, "executable", fake_python(
-        tmp_path, f"echo '{said}no compiler); going on without'", """echo '{"memory": 7.0}'"""))
+        tmp_path, f"echo '{said}: no compiler'", """echo '{"memory": 7.0}'"""))
     with pytest.raises(SystemExit, match="no compiler"):
         speed.measure("compile", "a2c-8x5", speed.Options())
 
@@ -494,7 +498,7 @@ def test_contestants_and_rows(tmp_path, monkeypatch):
 
 
 def test_speed_table(tmp_path):
-    """Ratios within a round, then the median of them; a cell is empty where nothing was measured."""
+    """Ratios within a round, then the median of them; a cell is empty if nothing was measured."""
     path = tmp_path / "speed.csv"
     path.write_text(",".join(speed.COLUMNS) + """
 a2c-8x5,0,sb3,100,,,,350
@@ -512,5 +516,5 @@ a2c-8x5,1,eager,600,44,12,32,362
 
 def test_speed_table_of_the_readme():
     measured = speed.read(ROOT / "benchmarks/results/speed.csv")
-    assert set(measured) == set(speed.RACES)
+    assert measured and set(measured) <= set(speed.RACES)
     assert speed.table(measured).strip() in (ROOT / "README.md").read_text()

@@ -28,7 +28,8 @@ def gradient_of(agent, batch, args):
     """The gradient that gradient_step steps along, by the parameter's name; nothing moves."""
     optimizer, handed = make_optimizer(reinforce, agent, args), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reinforce, "adam", lambda state, gradient, lr: handed.append(gradient) or state)
+        patch.setattr(reinforce, "adam",
+                      lambda state, gradient, lr: handed.append(gradient) or state)
         reinforce.gradient_step(optimizer, args, args.episodes_per_update, optimizer.state, batch)
     gradient, = handed
     parts = gradient.split([p.numel() for p in optimizer.named.values()])
@@ -167,10 +168,10 @@ def test_rewards_to_go_by_brute_force(gamma):
 
 
 RETURNS = torch.tensor([[6.0, 2.0, 10.0], [4.0, 0.0, 8.0]])  # lengths 2, 1 and 2
-MASK = whole_episodes([2, 1, 2])
+MASK, ONES = whole_episodes([2, 1, 2]), torch.ones(2, 3)
 
 
-def with_baseline(baseline, returns=RETURNS, values=torch.ones(2, 3), mask=MASK, **changes):
+def with_baseline(baseline, returns=RETURNS, values=ONES, mask=MASK, **changes):
     args = reinforce.Args(baseline=baseline, num_envs=returns.shape[1], **changes)
     return reinforce.with_baseline(returns, values, mask, args)
 
@@ -229,7 +230,8 @@ def test_equal_returns_in_a_group(n):
     args = reinforce.Args(baseline="group", num_envs=n, episodes_per_update=n)
     for value in (torch.rand(200) * 500).tolist():
         returns = torch.full((1, n), value)
-        psi = reinforce.with_baseline(returns, torch.zeros(1, n), torch.ones(1, n, dtype=bool), args)
+        mask = torch.ones(1, n, dtype=bool)
+        psi = reinforce.with_baseline(returns, torch.zeros(1, n), mask, args)
         assert not psi.any()
 
 

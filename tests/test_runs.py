@@ -484,7 +484,7 @@ def test_two_signals():
     run = types.SimpleNamespace(stopped=False, step=0, save=lambda: saved.append(1),
                                 args=types.SimpleNamespace(total_timesteps=9, batch_size=1))
     with pytest.raises(KeyboardInterrupt):
-        for step in SCRIPTS[0].Run.iterations(run):
+        for _ in SCRIPTS[0].Run.iterations(run):
             os.kill(os.getpid(), signal.SIGINT)
             assert run.stopped
             os.kill(os.getpid(), signal.SIGINT)

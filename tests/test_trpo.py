@@ -413,7 +413,8 @@ def test_critic_visits_each_sample_once_per_epoch(monkeypatch):
 def test_a_critic_step_changes_nothing_in_place(kind):
     """critic_step is a function: neither the state nor the minibatch is another after it."""
     args, agent, batch = prepared(kind)
-    optimizer, minibatch = make_optimizer(trpo, agent, args), [batch.obs, batch.values, batch.returns]
+    optimizer = make_optimizer(trpo, agent, args)
+    minibatch = [batch.obs, batch.values, batch.returns]
     before = [x.clone() for x in (*optimizer.state, *minibatch)]
     after, _ = trpo.critic_step(optimizer, args, optimizer.state, minibatch)
     assert all(torch.equal(x, y) for x, y in zip(before, (*optimizer.state, *minibatch)))
@@ -451,7 +452,8 @@ def test_delta_falls_with_the_learning_rate(kind):
         optimizer.lr.fill_(share * args.learning_rate)
         with pytest.MonkeyPatch.context() as patch:
             search = trpo.line_search
-            patch.setattr(trpo, "line_search", lambda *x: seen.append(x[-1].target_kl) or search(*x))
+            patch.setattr(trpo, "line_search",
+                          lambda *x: seen.append(x[-1].target_kl) or search(*x))
             kls[share] = learn(trpo, agent, optimizer, rollout, args)["kl"]
         assert seen == [pytest.approx(share * args.target_kl, rel=1e-6)]
         assert share < 1 or seen == [args.target_kl]
