@@ -536,12 +536,14 @@ def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray
     actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     twin = in_numpy(actor)
     if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
+        state = torch.get_rng_state()  # so that a resumed run draws what an unbroken one does
         try:
             expected, found = actor.policy(torch.from_numpy(obs)), twin.policy(obs)
             same = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(expected, found))
             agent.acts_in_numpy = same and isinstance(found.sample(), np.ndarray)
         except (AttributeError, RuntimeError, TypeError, ValueError):
             agent.acts_in_numpy = False
+        torch.set_rng_state(state)
     if agent.acts_in_numpy:
         return lambda obs: twin.policy(obs).sample()
     return torch.no_grad()(lambda obs: actor.policy(torch.from_numpy(obs)).sample().numpy())
