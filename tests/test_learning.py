@@ -54,8 +54,8 @@ def test_cartpole(script, tmp_path):
     its default's steps, so smaller rollouts, and a learning rate and λ for them. TRPO: rollouts
     half as long as its default's, so a smaller δ: with 0.04 seeds 1 to 5 get 195 to 500.)
 
-    Seeds 1 to 6: A2C 382 to 500 (bar: 300), 1 to 5: TRPO 493 to 500; PPO 500 (1 to 3). REINFORCE needs twice the steps
-    and reaches 310 to 499, mode 350 to 500. A random policy gets 22.
+    Seeds 1 to 6: A2C 382 to 500 (bar: 300); 1 to 5: TRPO 493 to 500; 1 to 3: PPO 500. REINFORCE
+    needs twice the steps and reaches 310 to 499, mode 350 to 500. A random policy gets 22.
     """
     settings, last_100, mode = CARTPOLE[script.__name__]
     settings = {"learning_rate": 1e-3, "total_timesteps": 65536} | settings
