@@ -3,8 +3,19 @@ import copy
 
 import pytest
 import torch
-from conftest import ACTOR_CRITIC, PPO, SCRIPTS, Count, each, each_kind, kinds, learn
-from conftest import make_optimizer, register, setup
+from conftest import (
+    ACTOR_CRITIC,
+    PPO,
+    SCRIPTS,
+    Count,
+    each,
+    each_kind,
+    kinds,
+    learn,
+    make_optimizer,
+    register,
+    setup,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,7 +81,7 @@ def add(state, minibatch):
 
 @each(SCRIPTS)
 def test_recording_leaves_no_trace(script, monkeypatch):
-    """After recorded() the whole state is as it was, in the same memory; so is what it was given."""
+    """After recorded() the whole state is as it was, in the same memory, and so are its buffers."""
     optimizer = optimizer_of(script)
     graphs, given = pretend_gpu(optimizer, monkeypatch), torch.ones(2, 3)
     before, places = [x.clone() for x in optimizer.state], [x.data_ptr() for x in optimizer.state]

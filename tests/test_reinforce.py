@@ -60,6 +60,16 @@ def test_episodes_of_very_different_lengths(kind, ends):
 
 
 @KINDS
+def test_episodes_are_rounded_up_to_rounds(kind):
+    """3 episodes in 2 environments are 2 whole rounds, 4 episodes, and all of them count."""
+    env_id = register(Count, kind=kind, lengths=(2, 5))
+    args, _, agent, rollout = prepared(env_id, num_envs=2, episodes_per_update=3)
+    assert torch.equal(rollout.mask, whole_episodes([2, 5, 2, 5]))
+    assert [length for _, _, length in rollout.episodes] == [2, 5, 2, 5] and rollout.size == 20
+    assert len(reinforce.make_batch(agent, rollout, args).obs) == 14
+
+
+@KINDS
 def test_types_and_shapes(kind):
     """float64 data, bool mask, time first; (T, E)."""
     env_id = register(Count, kind=kind, lengths=(3, 5), dtype=np.float64)
@@ -357,6 +367,33 @@ def test_gradient_clipping(kind):
     args = reinforce.Args(norm_adv=False, max_grad_norm=1e-3, num_envs=2, episodes_per_update=4)
     metrics = learn(reinforce, agent, make_optimizer(reinforce, agent, args), rollout, args)
     assert metrics["grad_norm"] > 0.01
+
+
+@pytest.mark.parametrize("episodes, played", [(4, 4), (3, 4)])
+@KINDS
+def test_metrics(kind, episodes, played):
+    """Losses, entropy and values are those before the step, the losses without their weights; the
+    policy's is a mean over the episodes played. The KL is that of the step."""
+    args, _, agent, rollout = prepared(
+        register(Count, kind=kind, lengths=(2, 9)), num_envs=2, episodes_per_update=episodes,
+        ent_coef=0.3, learning_rate=0.03, norm_adv=False)
+    with torch.no_grad():  # away from the uniform policy
+        agent.actor[-1].weight.normal_(std=0.5)
+    batch = reinforce.make_batch(agent, rollout, args)
+    old, optimizer = copy.deepcopy(agent), make_optimizer(reinforce, agent, args)
+    metrics = reinforce.update(agent, optimizer, batch, args)
+    errors, new = batch.returns - batch.values, agent.policy(batch.obs).log_prob(batch.actions)
+    log_ratio = (new - batch.logprobs).detach()
+    assert log_ratio.abs().max() > 0.01 and errors.mean().abs() > 0.1
+    expected = {
+        "policy_loss": -(batch.logprobs * batch.advantages).sum() / played,
+        "value_loss": 0.5 * errors.square().mean(),
+        "entropy": old.policy(batch.obs).entropy().mean(),
+        "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean(),
+        "explained_variance": 1 - errors.var() / batch.returns.var()}
+    assert metrics.keys() == expected.keys() | {"grad_norm"}
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
 
 
 def test_advantages_are_standardised_over_the_batch():

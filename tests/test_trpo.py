@@ -41,6 +41,16 @@ def loss_and_kl(agent, old_agent, batch):
     return loss.item(), trpo.kl_divergence(old, new).mean().item()
 
 
+def critic_gradient(agent, minibatch, args):
+    """The gradient that critic_step steps along, and the norm it returns; nothing moves."""
+    optimizer, handed = make_optimizer(trpo, agent, args), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trpo, "adam", lambda state, gradient, lr: handed.append(gradient) or state)
+        _, (norm,) = trpo.critic_step(optimizer, args, optimizer.state, minibatch)
+    gradient, = handed
+    return gradient, norm
+
+
 def watch(monkeypatch):
     """A dict that fills with the F x product and the full step of a policy_update."""
     seen, solve, search = {}, trpo.conjugate_gradient, trpo.line_search
@@ -166,6 +176,34 @@ def test_kl_is_the_mean_log_ratio(kind):
 
 
 # --------------------------------------------------------------------------------------------------
+# The losses
+# --------------------------------------------------------------------------------------------------
+def test_policy_loss_by_hand():
+    """−mean[ρ Â] with ρ = ½, 2 and 1; shapes must agree."""
+    old = torch.tensor([-1.0, -2.0, -3.0])
+    logprobs = old + torch.tensor([0.5, 2.0, 1.0]).log()
+    advantages = torch.tensor([2.0, 3.0, -1.0])
+    loss = trpo.policy_loss(logprobs, old, advantages)
+    assert loss.item() == pytest.approx(-(0.5 * 2 + 2 * 3 - 1) / 3)
+    with pytest.raises(AssertionError):
+        trpo.policy_loss(logprobs, old, advantages[:, None])
+
+
+@pytest.mark.parametrize("value, old, target, squared", [
+    (1.1, 1.0, 2.0, 0.9**2),  # a change within ±ε: as without clipping
+    (1.5, 1.0, 2.0, 0.8**2),  # a step to the target counts up to 1.2 only
+    (0.5, 1.0, 2.0, 1.5**2),  # away from it, in full
+    (1.5, 1.0, 0.0, 1.5**2)])
+def test_value_loss_by_hand(value, old, target, squared):
+    """½ mean of squares, each the larger of (V − R)² and that of V within ±ε (0.2) of V_old."""
+    numbers = [torch.tensor([x, 0.0]) for x in (value, old, target)]  # the second's error is 0
+    assert trpo.value_loss(*numbers, 0.2).item() == pytest.approx(squared / 4)
+    assert trpo.value_loss(*numbers).item() == pytest.approx((value - target)**2 / 4)
+    with pytest.raises(AssertionError):
+        trpo.value_loss(numbers[0], numbers[1], numbers[2][:, None])
+
+
+# --------------------------------------------------------------------------------------------------
 # Conjugate gradients
 # --------------------------------------------------------------------------------------------------
 def spd(n, seed=0):
@@ -200,6 +238,19 @@ def test_conjugate_gradient_counts_and_stops():
     x = trpo.conjugate_gradient(lambda v: calls.append(1) or 2 * v, b, 50)
     torch.testing.assert_close(x, b / 2)
     assert len(calls) <= 2  # one step solves a multiple of the identity
+    calls.clear()
+    A, b = spd(3)
+    x = trpo.conjugate_gradient(lambda v: calls.append(1) or A @ v, b, 50)
+    torch.testing.assert_close(A @ x, b, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 3  # what rounding leaves of the residual is not solved for
+
+
+def test_conjugate_gradient_is_linear_in_the_scale():
+    """A b a million times smaller or larger gives just such an x: it stops at no fixed size."""
+    A, b = spd(7)
+    x = trpo.conjugate_gradient(A.mv, b, 7)
+    for scale in (1e-6, 1e6):
+        torch.testing.assert_close(trpo.conjugate_gradient(A.mv, scale * b, 7) / scale, x)
 
 
 @pytest.mark.parametrize("A", [torch.zeros(3), -torch.ones(3), torch.tensor([1.0, 0.0, -1.0]),
@@ -291,7 +342,8 @@ def test_step_is_the_natural_gradient(kind, monkeypatch):
                             batch.advantages)
     uphill = -trpo.flat_gradient(loss, policy_parameters(agent))
     seen = watch(monkeypatch)
-    trpo.policy_update(agent, batch, args)
+    metrics = trpo.policy_update(agent, batch, args)
+    assert float(metrics["grad_norm"]) == pytest.approx(uphill.norm().item(), rel=1e-4)
     product = seen["fisher"](seen["step"])
     assert torch.cosine_similarity(product, uphill, dim=0) > 0.999
     assert torch.cosine_similarity(seen["step"], uphill, dim=0) < 0.99  # so F does something
@@ -307,6 +359,7 @@ def test_accepted_steps_stay_in_the_trust_region(kind):
         metrics = trpo.policy_update(agent, batch, args)
         (before, _), (after, kl) = loss_and_kl(old, old, batch), loss_and_kl(agent, old, batch)
         assert 0 < kl <= target_kl and after < before
+        assert abs(float(metrics["kl_before"])) < 1e-6
         assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-4, abs=1e-7)
         assert float(metrics["policy_loss_before"]) == pytest.approx(before, abs=1e-5)
         assert float(metrics["policy_loss"]) == pytest.approx(after, abs=1e-5)
@@ -342,10 +395,11 @@ def test_failed_search_leaves_the_policy(kind, monkeypatch):
     assert metrics["policy_loss"] == pytest.approx(float(metrics["policy_loss_before"]), abs=1e-6)
 
 
+@pytest.mark.parametrize("line_search", [True, False])
 @KINDS
-def test_no_gradient_no_step(kind):
+def test_no_gradient_no_step(kind, line_search):
     """Advantages of zero: nothing to gain, nothing moves, nothing is NaN."""
-    args, agent, batch = prepared(kind)
+    args, agent, batch = prepared(kind, line_search=line_search)
     before = theta(agent)
     metrics = trpo.policy_update(agent, batch._replace(advantages=torch.zeros(64)), args)
     assert torch.equal(theta(agent), before)
@@ -356,7 +410,7 @@ def test_no_gradient_no_step(kind):
 def test_without_line_search_the_full_step_is_taken(kind, monkeypatch):
     """The natural policy gradient: all of the step, beyond δ and even downhill."""
     for sign in (1, -1):
-        args, agent, batch = prepared(kind, line_search=False, target_kl=0.1)
+        args, agent, batch = prepared(kind, line_search=False, target_kl=0.1, cg_damping=1e-3)
         before, solve = theta(agent), trpo.conjugate_gradient
         monkeypatch.setattr(trpo, "conjugate_gradient", lambda *x: sign * solve(*x))
         seen = watch(monkeypatch)
@@ -364,6 +418,7 @@ def test_without_line_search_the_full_step_is_taken(kind, monkeypatch):
         monkeypatch.undo()
         torch.testing.assert_close(theta(agent), before + seen["step"])
         assert metrics["step_fraction"] == 1 and metrics["line_search_failed"] == 0
+        assert sign < 0 or metrics["kl"] > 0.1
     assert metrics["policy_loss"] > metrics["policy_loss_before"]
 
 
@@ -395,14 +450,48 @@ def test_critic_learns_the_returns(kind):
         assert after < before
 
 
+@KINDS
+def test_critic_goes_down_its_loss(kind):
+    """critic_step's gradient is that of value_loss, clipped with --clip-vloss only."""
+    args, agent, batch = prepared(kind, max_grad_norm=0.0, clip_coef=0.1)
+    values = agent.value(batch.obs)
+    off = 0.3 * torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)  # so that clipping bites
+    minibatch = [batch.obs, values.detach() + off, batch.returns]
+    found = {}
+    for clip in (False, True):
+        args.clip_vloss = clip
+        found[clip], norm = critic_gradient(agent, minibatch, args)
+        loss = trpo.value_loss(values, *minibatch[1:], 0.1 if clip else None)
+        expected = trpo.flat_gradient(loss, list(agent.critic.parameters()), retain_graph=True)
+        torch.testing.assert_close(found[clip], expected, rtol=1e-4, atol=1e-6)
+        assert norm.item() == pytest.approx(expected.norm().item(), rel=1e-4)
+    assert (found[True] - found[False]).norm() > 0.1 * found[False].norm()
+
+
+@KINDS
+def test_critic_gradient_clipping(kind):
+    """Scaled to max_grad_norm if it is longer, 0 leaves it; the norm told is the one before."""
+    args, agent, batch = prepared(kind, max_grad_norm=0.0)
+    minibatch = [batch.obs, batch.values, batch.returns]
+    raw, length = critic_gradient(agent, minibatch, args)
+    for limit, factor in ((length.item() / 4, 0.25), (length.item() * 4, 1.0)):
+        args.max_grad_norm = limit
+        clipped, norm = critic_gradient(agent, minibatch, args)
+        torch.testing.assert_close(clipped, factor * raw, rtol=1e-3, atol=1e-7)
+        assert norm == length
+
+
 def test_critic_visits_each_sample_once_per_epoch(monkeypatch):
-    """K epochs of equal minibatches, each epoch a new permutation of all B transitions."""
+    """K epochs of equal minibatches, each epoch a new permutation of all B transitions; the norm
+    that is logged is the mean of all steps."""
     args, agent, batch = prepared("discrete", critic_epochs=3, num_minibatches=4)
     batch = batch._replace(obs=torch.arange(64.0)[:, None].repeat(1, 2).double())  # its number
     seen = []
     monkeypatch.setattr(trpo, "critic_step", lambda optimizer, args, state, minibatch:
-                        seen.append(minibatch[0]) or (state, [torch.zeros(())]))
-    trpo.critic_update(agent, make_optimizer(trpo, agent, args), batch, args)
+                        seen.append(minibatch[0]) or (state, [torch.tensor(float(len(seen)**2))]))
+    metrics = trpo.critic_update(agent, make_optimizer(trpo, agent, args), batch, args)
+    mean = sum(k * k for k in range(1, 13)) / 12
+    assert metrics["critic_grad_norm"].item() == pytest.approx(mean)
     assert [len(obs) for obs in seen] == [16] * 4 * 3
     epochs = torch.cat(seen)[:, 0].view(3, 64)
     assert torch.equal(epochs.sort(-1)[0], torch.arange(64.0).double().expand(3, 64))
@@ -438,6 +527,25 @@ def test_update(kind, norm_adv):
     assert metrics["ratio_min"] == pytest.approx(ratio.min().item(), rel=1e-4) and ratio.min() < 1
     assert metrics["ratio_max"] == pytest.approx(ratio.max().item(), rel=1e-4) and ratio.max() > 1
     assert metrics["grad_norm"] > 0 and metrics["policy_loss"] < metrics["policy_loss_before"]
+
+
+@KINDS
+def test_metrics_are_over_the_whole_batch(kind):
+    """The values' loss and the entropy are those after the update, the explained variance is of
+    the values before it."""
+    args, agent, batch = prepared(kind, learning_rate=3e-3, target_kl=0.5)
+    batch = batch._replace(returns=batch.returns + 0.5)  # else the mean of the errors is near 0
+    entropy_before = agent.policy(batch.obs).entropy().mean().item()
+    metrics = trpo.update(agent, make_optimizer(trpo, agent, args), batch, args)
+    values, entropy = agent.value(batch.obs).detach(), agent.policy(batch.obs).entropy()
+    assert metrics["value_loss"] == pytest.approx(
+        0.5 * (values - batch.returns).square().mean().item(), rel=1e-4)
+    assert (values - batch.values).abs().max() > 0.05
+    assert metrics["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-4)
+    assert abs(metrics["entropy"] - entropy_before) > 1e-3
+    spread = batch.returns.var().item()
+    unexplained = (batch.returns - batch.values).var().item() / spread
+    assert metrics["explained_variance"] == pytest.approx(1 - unexplained, rel=1e-4, abs=1e-5)
 
 
 @KINDS

@@ -1,5 +1,7 @@
 """Section 6: minibatches, the optimiser, the end of an update, and its metrics."""
 import copy
+import dataclasses
+import functools
 import shutil
 import sys
 import types
@@ -14,6 +16,7 @@ from conftest import (
     Count,
     each,
     each_kind,
+    kinds,
     learn,
     make_optimizer,
     register,
@@ -89,8 +92,9 @@ def test_target_kl_stops_before_the_offending_step(script, kind, monkeypatch):
     torch.manual_seed(5)
     metrics = learn(script, agent, optimizer, rollout, args)
     assert metrics["gradient_steps"] == 1
-    assert torch.equal(parameters(agent), before[1])
+    assert torch.equal(parameters(agent), before[1]) and optimizer.state[-2] == 1  # k
     assert metrics["approx_kl"] > 1e-7
+    assert learn(script, agent, optimizer, rollout, args)["gradient_steps"] == 1  # begins anew
 
 
 @each_kind(PPO)
@@ -229,110 +233,196 @@ def test_optimizer_state_round_trip(script, kind):
     assert torch.equal(parameters(agent), parameters(twin))
 
 
-@each_kind(PPO)
+@each_kind([s for s in SCRIPTS if s.__name__ in ("reinforce", "ppo_discrete", "ppo_continuous")])
 def test_a_step_changes_nothing_in_place(script, kind):
-    """minibatch_step is a function: neither the state nor the minibatch is another after it."""
-    args, agent, optimizer, rollout = prepared(script, kind)
+    """The step is a function: neither the state nor the minibatch is another after it. (Those of
+    a2c.py and trpo.py: test_a2c.py, test_trpo.py.)"""
+    args, agent, optimizer, rollout = prepared(script, kind, max_grad_norm=0.1)
+    if script in PPO:
+        step = functools.partial(script.minibatch_step, optimizer, args)
+    else:
+        step = functools.partial(script.gradient_step, optimizer, args, args.episodes_per_update)
     batch = script.make_batch(agent, rollout, args)
-    before = [x.clone() for x in (*optimizer.state, *batch)]
-    after, _ = script.minibatch_step(optimizer, args, optimizer.state, list(batch))
-    assert all(torch.equal(x, y) for x, y in zip(before, (*optimizer.state, *batch)))
+    for x in optimizer.state[1:]:  # a change in place of 0 may be none
+        x.fill_(0.5)
+    before = [x.clone() for x in (*optimizer.state, optimizer.lr, *batch)]
+    after, _ = step(optimizer.state, batch)
+    assert all(map(torch.equal, before, (*optimizer.state, optimizer.lr, *batch)))
     assert not torch.equal(after[0], before[0])
 
 
-@each_kind(PPO)
+@each_kind(SCRIPTS)
 def test_frozen_parameters_stay(script, kind):
-    """What does not require a gradient is not part of θ, and the update leaves it alone."""
-    args, agent, _, rollout = prepared(script, kind)
-    agent.actor[0].requires_grad_(False)
-    frozen = agent.actor[0].weight.clone()
-    optimizer = make_optimizer(script, agent, args)
-    left_out = sum(p.numel() for p in agent.actor[0].parameters())
-    assert len(optimizer.state[0]) == len(parameters(agent)) - left_out
+    """What does not require a gradient is not part of θ and stays, bit for bit; the rest moves."""
+    args, agent, _, rollout = prepared(script, kind, baseline="value")
+    learnt = agent.critic if script.__name__ == "trpo" else agent  # what is in θ if not frozen
+    agent.critic[0].requires_grad_(False)
+    if script.__name__ != "trpo":
+        agent.actor[0].requires_grad_(False)
+    before, optimizer = copy.deepcopy(agent.state_dict()), make_optimizer(script, agent, args)
+    assert len(optimizer.state[0]) == sum(p.numel() for p in learnt.parameters() if p.requires_grad)
     learn(script, agent, optimizer, rollout, args)
-    assert torch.equal(agent.actor[0].weight, frozen)
+    for name, p in agent.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
 
 
-@each([s for s in SCRIPTS if s.__name__ != "reinforce"])
-def test_compile_that_fails(script, monkeypatch, capsys):
-    """One line says so, and the numbers are those without --compile."""
-    kind = "continuous" if script.__name__ == "ppo_continuous" else "discrete"
-    args, agent, _, rollout = prepared(script, kind)
-    thetas = []
-    for compile_it in (False, True):
-        args.compile, twin = compile_it, copy.deepcopy(agent)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "compile", lambda *_, **__: 1 / 0)
-            torch.manual_seed(3)
-            learn(script, twin, make_optimizer(script, twin, args), rollout, args)
-        thetas.append(parameters(twin))
-    assert torch.equal(*thetas)
-    assert "it failed, so the run goes on without it" in capsys.readouterr().out
+# --------------------------------------------------------------------------------------------------
+# --compile
+# --------------------------------------------------------------------------------------------------
+def all_on(script):
+    """args, agent and a rollout with every setting on, chosen so that each has an effect."""
+    rate = 3e-4 if script.__name__ == "ppo_continuous" else 1e-3
+    kl = {"target_kl": 1e-3} if script in PPO else {}  # trpo.py's is of another kind
+    args, agent, _, rollout = prepared(
+        script, kinds(script)[0], ent_coef=0.5, clip_vloss=True, max_grad_norm=0.5, clip_coef=0.02,
+        learning_rate=rate, norm_reward=False, update_epochs=4, **kl)
+    with torch.no_grad():  # at the maximum of the entropy its bonus would do nothing
+        agent.actor[-1].weight.normal_(std=0.05)
+    return args, agent, rollout
 
 
-SETTINGS = {  # what --compile is compared with: everything on, and an update that stops half-way
-    "all on": {"ent_coef": 0.01, "clip_vloss": True, "max_grad_norm": 0.5},
-    "target_kl": {"target_kl": 2e-3, "learning_rate": 1e-3}}
+def two_updates(script, args, agent, rollout, **changes):
+    """The parameters after two updates of a copy, the second with half the learning rate, and the
+    metrics of each."""
+    args, twin = dataclasses.replace(args, **changes), copy.deepcopy(agent)
+    optimizer = make_optimizer(script, twin, args)
+    torch.manual_seed(3)
+    metrics = [learn(script, twin, optimizer, rollout, args)]
+    optimizer.lr.mul_(0.5)
+    metrics.append(learn(script, twin, optimizer, rollout, args))
+    return parameters(twin), metrics
+
+
+COMPILING = [s for s in SCRIPTS if s.__name__ != "reinforce"]
+
+
+@each(COMPILING)
+def test_settings_that_are_compiled_have_an_effect(script):
+    """Each changes the result by more than compiled and eager may differ, and target_kl ends the
+    first update within an epoch: else the next test would not see that one is ignored."""
+    args, agent, rollout = all_on(script)
+    theta, metrics = two_updates(script, args, agent, rollout)
+    off = {"ent_coef": 0.0, "clip_vloss": False, "max_grad_norm": 0.0}
+    if script in PPO:
+        off["target_kl"] = None
+        assert 4 < metrics[0]["gradient_steps"] < 8
+    for name, value in off.items():
+        if hasattr(args, name):
+            without, _ = two_updates(script, args, agent, rollout, **{name: value})
+            assert (without - theta).abs().max() > 1e-4, name
 
 
 @COMPILES
-@pytest.mark.parametrize("script, kind, settings", [
-    *((s, "discrete", "all on") for s in SCRIPTS if s.__name__ in ("ppo_discrete", "a2c", "trpo")),
-    *((s, "continuous", name) for s in SCRIPTS if s.__name__ == "ppo_continuous"
-      for name in SETTINGS)], ids=lambda x: getattr(x, "__name__", x))
-def test_compiled_equals_eager(script, kind, settings, capsys):
-    """--compile: the same metrics and the same parameters after two updates, to 1e-5. (Slow.)"""
-    args, agent, _, rollout = prepared(script, kind, norm_reward=False, update_epochs=4,
-                                       **SETTINGS[settings])
-    results = []
-    for compile_it in (False, True):
-        args.compile, twin = compile_it, copy.deepcopy(agent)
-        optimizer = make_optimizer(script, twin, args)
-        torch.manual_seed(3)
-        learn(script, twin, optimizer, rollout, args)
-        metrics = learn(script, twin, optimizer, rollout, args)
-        results.append((parameters(twin), metrics))
-    (eager, eager_metrics), (compiled, compiled_metrics) = results
+@each(COMPILING)
+def test_compiled_equals_eager(script, capsys):
+    """--compile with every setting on: the same parameters and metrics after two updates, to 1e-5,
+    and as many gradient steps. Compiled once. (Slow.)"""
+    from torch._dynamo.utils import counters
+    args, agent, rollout = all_on(script)
+    eager, eager_metrics = two_updates(script, args, agent, rollout)
+    counters.clear()
+    compiled, compiled_metrics = two_updates(script, args, agent, rollout, compile=True)
     out = capsys.readouterr().out
     assert "compiling" in out and "failed" not in out, out
-    assert not torch.equal(eager, parameters(agent))
+    assert counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=0)
-    for name, value in eager_metrics.items():
-        assert compiled_metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
-    assert settings != "target_kl" or 1 < eager_metrics["gradient_steps"] < 16
+    for ours, theirs in zip(compiled_metrics, eager_metrics):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        assert ours.get("gradient_steps") == theirs.get("gradient_steps")
 
 
-LAST_LINE = "    return [theta - lr * m_hat / (v_hat.sqrt() + 1e-5), m, v, k]\n"
-SWAPS = {
-    "sgd": ("    return [theta - lr * gradient, m, v, k]\n",
-            lambda p: torch.optim.SGD(p, lr=0.01)),
-    "adamw": ("    return [theta - lr * (m_hat / (v_hat.sqrt() + 1e-5) + 0.1 * theta), m, v, k]\n",
-              lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-5, weight_decay=0.1))}
+def raises(*_, **__):
+    raise RuntimeError("no\n  such compiler")
 
 
-@COMPILES
-@pytest.mark.parametrize("name, compile_it", [("sgd", False), ("adamw", False), ("sgd", True)])
-def test_the_optimiser_is_one_line(name, compile_it):
-    """With adam's last line replaced an update is that of torch.optim's SGD or AdamW."""
-    line, theirs = SWAPS[name]
-    text = (ROOT / "ppo_continuous.py").read_text()
-    assert text.count(LAST_LINE) == 1
-    script = types.ModuleType("ppo_continuous_swapped")
-    script.__file__ = str(ROOT / "ppo_continuous.py")
-    sys.modules[script.__name__] = script
-    exec(compile(text.replace(LAST_LINE, line), script.__file__, "exec"), script.__dict__)
-    args, agent, _, rollout = prepared(script, "continuous", learning_rate=0.01,
-                                       num_minibatches=1, update_epochs=3)
-    twin, batch = copy.deepcopy(agent), script.make_batch(copy.deepcopy(agent), rollout, args)
-    args.compile = compile_it
-    script.update(agent, make_optimizer(script, agent, args), batch, args)
-    optimizer = theirs(twin.parameters())
-    for _ in range(3):
-        policy = twin.policy(batch.obs)
-        loss = script.policy_loss(policy.log_prob(batch.actions), batch.logprobs,
-                                  batch.advantages, args.clip_coef)
-        loss += args.vf_coef * script.value_loss(twin.value(batch.obs), batch.values, batch.returns)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    torch.testing.assert_close(parameters(agent), parameters(twin), atol=1e-5, rtol=1e-4)
+WAYS_TO_FAIL = {
+    "no scan": lambda patch: patch.setitem(sys.modules, "torch._higher_order_ops",
+                                           types.ModuleType("a_module_without_it")),
+    "compile raises": lambda patch: patch.setattr(torch, "compile", raises),
+    "first call raises": lambda patch: patch.setattr(torch, "compile", lambda *_, **__: raises)}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_FAIL)
+@each(COMPILING)
+def test_compile_that_fails(script, way, monkeypatch, capsys):
+    """One line says so, once in a run, and the numbers are those without --compile."""
+    args, agent, rollout = all_on(script)
+    eager, eager_metrics = two_updates(script, args, agent, rollout)
+    WAYS_TO_FAIL[way](monkeypatch)
+    fallen_back, metrics = two_updates(script, args, agent, rollout, compile=True)
+    assert torch.equal(fallen_back, eager) and metrics == eager_metrics
+    announced, failed = capsys.readouterr().out.splitlines()
+    assert "compiling" in announced
+    assert "it failed, so the run goes on without it: " in failed
+    assert ("import name 'scan'" if way == "no scan" else "no such compiler") in failed
+
+
+# --------------------------------------------------------------------------------------------------
+# Another optimiser
+# --------------------------------------------------------------------------------------------------
+LAST_LINE = {
+    "adam": "    return [theta - lr * m_hat / (v_hat.sqrt() + 1e-5), m, v, k]\n",
+    "rmsprop": "    return [theta - lr * gradient / (v_hat.sqrt() + 1e-5), v, k]\n"}
+SGD = {"adam": "    return [theta - lr * gradient, m, v, k]\n",
+       "rmsprop": "    return [theta - lr * gradient, v, k]\n"}
+ADAMW = {
+    "adam": "    return [theta - lr * (m_hat / (v_hat.sqrt() + 1e-5) + 0.5 * theta), m, v, k]\n",
+    "rmsprop": "    return [theta - lr * (gradient / (v_hat.sqrt() + 1e-5) + 0.5 * theta), v, k]\n"}
+
+
+def with_last_line(script, lines, monkeypatch):
+    """The script as a module whose adam (a2c.py: rmsprop) ends in another line."""
+    function = "adam" if hasattr(script, "adam") else "rmsprop"
+    text = (ROOT / f"{script.__name__}.py").read_text()
+    assert text.count(LAST_LINE[function]) == 1
+    module = types.ModuleType(script.__name__)
+    module.__file__ = str(ROOT / f"{script.__name__}.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclass looks
+    text = text.replace(LAST_LINE[function], lines[function])
+    exec(compile(text, module.__file__, "exec"), module.__dict__)
+    return module
+
+
+def loss_of(script, agent, batch, args):
+    """What one step of the update goes down, without bonus; trpo.py: that of the critic."""
+    values, logprobs = agent.value(batch.obs), agent.policy(batch.obs).log_prob(batch.actions)
+    v_loss = 0.5 * (values - batch.returns).square().mean()
+    if script.__name__ == "trpo":
+        return v_loss
+    if script.__name__ == "reinforce":
+        return (script.policy_loss(logprobs, batch.advantages, args.episodes_per_update)
+                + args.vf_coef * v_loss)
+    if script.__name__ == "a2c":
+        return script.policy_loss(logprobs, batch.advantages) + args.vf_coef * v_loss
+    return script.policy_loss(logprobs, batch.logprobs, batch.advantages,
+                              args.clip_coef) + args.vf_coef * v_loss
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("script, compile_it", [
+    *((s, False) for s in SCRIPTS),
+    *(pytest.param(s, True, marks=COMPILES) for s in SCRIPTS if s.__name__ == "ppo_continuous")],
+    ids=lambda x: getattr(x, "__name__", "compiled" if x else "eager"))
+def test_the_optimiser_is_one_line(script, name, compile_it, monkeypatch, capsys):
+    """With the last line of adam or rmsprop replaced, four updates of one step each are four steps
+    of torch.optim's SGD or AdamW (for rmsprop: with β₁ = 0, β₂ = 0.99)."""
+    module = with_last_line(script, SGD if name == "sgd" else ADAMW, monkeypatch)
+    rate = 0.1 if name == "sgd" else 1e-3
+    args, agent, _, rollout = prepared(
+        module, kinds(module)[0], learning_rate=rate, num_minibatches=1, update_epochs=1,
+        critic_epochs=1, ent_coef=0.0, max_grad_norm=0.0, baseline="value", compile=compile_it)
+    twin, batch = copy.deepcopy(agent), module.make_batch(copy.deepcopy(agent), rollout, args)
+    update = module.critic_update if script.__name__ == "trpo" else module.update
+    optimizer = make_optimizer(module, agent, args)
+    betas = (0.0, 0.99) if script.__name__ == "a2c" else (0.9, 0.999)
+    theirs = (torch.optim.SGD(twin.parameters(), lr=rate) if name == "sgd" else
+              torch.optim.AdamW(twin.parameters(), lr=rate, eps=1e-5, betas=betas,
+                                weight_decay=0.5))
+    for _ in range(4):
+        update(agent, optimizer, batch, args)
+        theirs.zero_grad()
+        loss_of(module, twin, batch, args).backward()
+        theirs.step()
+    out = capsys.readouterr().out
+    assert ("compiling" in out) == compile_it and "failed" not in out, out
+    torch.testing.assert_close(parameters(agent), parameters(twin), atol=1e-6, rtol=1e-5)
