@@ -196,8 +196,7 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
 
     Only what must be sequential happens here. Values and log-probabilities follow in a few large
-    calls, which is exact: nothing that they depend on changes within a rollout.
-    """
+    calls, which is exact: nothing that they depend on changes within a rollout."""
     act, steps, episodes = actor_of(agent, obs), [], []
     for t in range(args.num_steps):
         actions = act(obs)  # agent.policy(obs).sample(); envs clips what is out of bounds
@@ -250,7 +249,8 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     rewards = agent.scale_rewards(rollout.rewards, rollout.done)
     advantages = compute_gae(rewards, values, next_values, rollout.terminated, rollout.done,
                              args.gamma, args.gae_lambda)
-    returns, logprobs = advantages + values, agent.policy(obs).log_prob(actions)
+    returns = advantages + values
+    logprobs = agent.policy(obs).log_prob(actions)
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     batch = Batch(obs, actions, logprobs, values, advantages, returns)
@@ -469,7 +469,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
 say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
 
 
-# ── 9. What makes it fast [shared: all five] ──────────────────────────────────────────────────────
+# ── 9. Statistics and speed [shared: all five] ────────────────────────────────────────────────────
 class RunningStats(nn.Module):
     """Mean and standard deviation of all data so far, in float64 buffers, saved with the agent."""
 
@@ -508,7 +508,7 @@ def in_numpy(module: nn.Module) -> Callable:
 @torch.no_grad()
 def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
-    NumPy, whose calls cost less for a few rows, or in PyTorch if NumPy does not get the same."""
+    NumPy, whose calls cost less for a few rows; or in PyTorch, if at first the two differ."""
     actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     twin = in_numpy(actor)
     if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
@@ -812,7 +812,8 @@ def check_args(args: Args) -> None:
     batch, parts = args.batch_size, getattr(args, "num_minibatches", 1)
     for wrong, text in (
             (None not in (args.evaluate, args.resume), "--evaluate and --resume: give one of them"),
-            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: nothing"),
+            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: --evaluate "
+             "has nothing to play"),
             (batch > args.total_timesteps, f"--total-timesteps {args.total_timesteps}: less than "
              f"one iteration of {batch} steps"),
             (hasattr(args, "num_minibatches") and (batch % parts or batch // parts < 2),

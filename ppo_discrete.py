@@ -175,8 +175,7 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
 
     Only what must be sequential happens here. Values and log-probabilities follow in a few large
-    calls, which is exact: nothing that they depend on changes within a rollout.
-    """
+    calls, which is exact: nothing that they depend on changes within a rollout."""
     act, steps, episodes = actor_of(agent, obs), [], []
     for t in range(args.num_steps):
         actions = act(obs)  # agent.policy(obs).sample(); envs clips what is out of bounds
@@ -229,7 +228,8 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     rewards = agent.scale_rewards(rollout.rewards, rollout.done)
     advantages = compute_gae(rewards, values, next_values, rollout.terminated, rollout.done,
                              args.gamma, args.gae_lambda)
-    returns, logprobs = advantages + values, agent.policy(obs).log_prob(actions)
+    returns = advantages + values
+    logprobs = agent.policy(obs).log_prob(actions)
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     batch = Batch(obs, actions, logprobs, values, advantages, returns)
@@ -244,8 +244,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
         L = −mean[ min(ρÂ, clip(ρ, 1−ε, 1+ε) Â) ],    ρ = π(a|s) / π_old(a|s)
 
     Where the clipped term is the smaller one, the gradient is zero: clipping removes the reward
-    for moving on, it does not pull back.
-    """
+    for moving on, it does not pull back."""
     assert logprobs.shape == old_logprobs.shape == advantages.shape
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -256,8 +255,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
                ) -> Tensor:
     """½ mean (V − R)²; if clipped, ½ mean max[(V − R)², (V_old + clip(V − V_old, ±ε) − R)²].
 
-    (M,) each → scalar. [PPO eq. 9, with a ½.] Clipping is not in the paper.
-    """
+    (M,) each → scalar. [PPO eq. 9, with a ½.] Clipping is not in the paper."""
     assert values.shape == old_values.shape == returns.shape
     if clip_coef is None:
         return 0.5 * F.mse_loss(values, returns)
@@ -280,7 +278,8 @@ def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
     m̂ = m / (1 − β₁ᵏ) and v̂ = v / (1 − β₂ᵏ) after k steps, as m and v start at 0.
     """
     theta, m, v, k = state
-    m, v, k = m.lerp(gradient, 1 - 0.9), v.lerp(gradient.square(), 1 - 0.999), k + 1
+    m, v = m.lerp(gradient, 1 - 0.9), v.lerp(gradient.square(), 1 - 0.999)
+    k = k + 1
     m_hat, v_hat = m / (1 - 0.9**k), v / (1 - 0.999**k)
     return [theta - lr * m_hat / (v_hat.sqrt() + 1e-5), m, v, k]
 
@@ -293,7 +292,8 @@ def minibatch_step(optimizer: Optimizer, args: Args, state: list[Tensor], miniba
     obs, actions, old_logprobs, old_values, advantages, returns = minibatch
 
     def loss(agent: Agent) -> tuple[Tensor, Tensor]:
-        policy, clip_value = agent.policy(obs), args.clip_coef if args.clip_vloss else None
+        policy = agent.policy(obs)
+        clip_value = args.clip_coef if args.clip_vloss else None
         logprobs = policy.log_prob(actions)
         loss = policy_loss(logprobs, old_logprobs, advantages, args.clip_coef)
         loss = loss + args.vf_coef * value_loss(agent.value(obs), old_values, returns, clip_value)
@@ -496,7 +496,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
 say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
 
 
-# ── 9. What makes it fast [shared: all five] ──────────────────────────────────────────────────────
+# ── 9. Statistics and speed [shared: all five] ────────────────────────────────────────────────────
 class RunningStats(nn.Module):
     """Mean and standard deviation of all data so far, in float64 buffers, saved with the agent."""
 
@@ -535,7 +535,7 @@ def in_numpy(module: nn.Module) -> Callable:
 @torch.no_grad()
 def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
-    NumPy, whose calls cost less for a few rows, or in PyTorch if NumPy does not get the same."""
+    NumPy, whose calls cost less for a few rows; or in PyTorch, if at first the two differ."""
     actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     twin = in_numpy(actor)
     if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
@@ -839,7 +839,8 @@ def check_args(args: Args) -> None:
     batch, parts = args.batch_size, getattr(args, "num_minibatches", 1)
     for wrong, text in (
             (None not in (args.evaluate, args.resume), "--evaluate and --resume: give one of them"),
-            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: nothing"),
+            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: --evaluate "
+             "has nothing to play"),
             (batch > args.total_timesteps, f"--total-timesteps {args.total_timesteps}: less than "
              f"one iteration of {batch} steps"),
             (hasattr(args, "num_minibatches") and (batch % parts or batch // parts < 2),

@@ -294,8 +294,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, episodes: int) -> Tensor:
         L = −(1/E) Σ over episodes Σ_t log π(a_t|s_t) Ψ_t    [REINFORCE §5, with the whole return]
 
     A sum over time, as log π of an episode is one. Dividing each by its length would favour what
-    short episodes did; dividing all by the mean length would rescale by a random number.
-    """
+    short episodes did; dividing all by the mean length would rescale by a random number."""
     assert logprobs.shape == advantages.shape and not advantages.requires_grad
     return -(logprobs * advantages).sum() / episodes
 
@@ -309,7 +308,8 @@ def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
     m̂ = m / (1 − β₁ᵏ) and v̂ = v / (1 − β₂ᵏ) after k steps, as m and v start at 0.
     """
     theta, m, v, k = state
-    m, v, k = m.lerp(gradient, 1 - 0.9), v.lerp(gradient.square(), 1 - 0.999), k + 1
+    m, v = m.lerp(gradient, 1 - 0.9), v.lerp(gradient.square(), 1 - 0.999)
+    k = k + 1
     m_hat, v_hat = m / (1 - 0.9**k), v / (1 - 0.999**k)
     return [theta - lr * m_hat / (v_hat.sqrt() + 1e-5), m, v, k]
 
@@ -496,7 +496,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
 say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
 
 
-# ── 9. What makes it fast [shared: all five] ──────────────────────────────────────────────────────
+# ── 9. Statistics and speed [shared: all five] ────────────────────────────────────────────────────
 class RunningStats(nn.Module):
     """Mean and standard deviation of all data so far, in float64 buffers, saved with the agent."""
 
@@ -535,7 +535,7 @@ def in_numpy(module: nn.Module) -> Callable:
 @torch.no_grad()
 def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
-    NumPy, whose calls cost less for a few rows, or in PyTorch if NumPy does not get the same."""
+    NumPy, whose calls cost less for a few rows; or in PyTorch, if at first the two differ."""
     actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
     twin = in_numpy(actor)
     if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
@@ -839,7 +839,8 @@ def check_args(args: Args) -> None:
     batch, parts = args.batch_size, getattr(args, "num_minibatches", 1)
     for wrong, text in (
             (None not in (args.evaluate, args.resume), "--evaluate and --resume: give one of them"),
-            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: nothing"),
+            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: --evaluate "
+             "has nothing to play"),
             (batch > args.total_timesteps, f"--total-timesteps {args.total_timesteps}: less than "
              f"one iteration of {batch} steps"),
             (hasattr(args, "num_minibatches") and (batch % parts or batch // parts < 2),
