@@ -1,20 +1,19 @@
 """Proximal Policy Optimisation (PPO-clip) for discrete actions: the whole algorithm in one file.
 
 The idea: data sampled by π_old may serve several gradient steps as long as the policy stays near
-π_old. PPO takes away the reward for leaving: it clips the ratio ρ = π(a|s) / π_old(a|s).
+π_old. PPO removes the incentive to leave: it clips the ratio ρ = π(a|s) / π_old(a|s).
 
     repeat until the step budget is spent                                       (7. train)
-        run π_old in N environments for T steps                                 (3. collect_rollout)
-        estimate how much better than average each action was: Â, by GAE        (4. compute_gae)
+        run the policy, from now on called π_old, in N environments, T steps    (3. collect_rollout)
+        estimate advantages Â (how much better than average) and returns R      (4. compute_gae)
         K times, for each shuffled minibatch of the B = T·N transitions         (6. update)
-            step along ∇ [ min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) − c_v ½(V−R)² + c_e H ]  (5. policy_loss)
+            step along ∇ mean[min(ρÂ, clip(ρ,1−ε,1+ε) Â) − c_v ½(V−R)² + c_e H] (5. policy_loss)
 
 What differs from a2c.py: sections 5 and 6. Data is used K times, so the step must be bounded.
 
 [PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
 [IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
-[ADAM] Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, arXiv 1412.6980
 
 Run it: python ppo_discrete.py --env-id CartPole-v1
 """
@@ -32,10 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Part I, sections 1 to 7, is the algorithm. Part II keeps the run. From there come Args (section 1
-# and flags such as --cuda), RunningStats (mean and std of all data so far), actor_of (it acts as
-# agent.policy(obs).sample() does, but faster), Optimizer (all parameters in one vector θ, its
-# gradient, the loop over minibatches) and Run (it counts steps, writes logs and checkpoints).
+# Part II defines Args (section 1 and flags such as --cuda), start (seeds, device), make_envs,
+# RunningStats (mean and std of all data so far), actor_of (it acts as agent.policy(obs).sample(),
+# but faster), Optimizer (parameters as one vector θ, its gradient, the loop over minibatches) and
+# Run (counts steps, logs, saves). [shared: …] in a banner: these scripts have the same text there.
 
 
 # ── 1. Hyperparameters [specific] ─────────────────────────────────────────────────────────────────
@@ -44,21 +43,21 @@ class Hyperparameters:
     env_id: str = "CartPole-v1"  # Gymnasium environment
     seed: int = 1  # seed of networks, actions and environments
     total_timesteps: int = 100_000  # environment steps, all environments together
-    num_envs: int = 8  # N, environments stepped in turn
+    num_envs: int = 8  # N, environments, stepped one after the other
     num_steps: int = 256  # T, steps per environment and iteration; the batch is B = T·N
     gamma: float = 0.99  # γ, discount factor
-    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the Monte Carlo return − V(s)
+    gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the rollout's return − V(s)
     learning_rate: float = 3e-4  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
-    num_minibatches: int = 32  # minibatches per pass; each holds M = B / this transitions
+    num_minibatches: int = 32  # minibatches per pass, of M = B / num_minibatches steps
     clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
-    ent_coef: float = 0.0  # c_e, weight of the entropy bonus
+    ent_coef: float = 0.0  # c_e, weight of the entropy bonus H
     vf_coef: float = 0.5  # c_v, weight of the value loss
     max_grad_norm: float = 0.5  # scale the gradient down to this norm; 0: leave it
-    target_kl: float | None = None  # end the update at a minibatch with a larger KL; None: do not
+    target_kl: float | None = None  # end the update before a step at a larger KL; None: do not
     norm_obs: bool = True  # standardise observations by running statistics
     clip_obs: float = 10.0  # clip standardised observations to ± this
     norm_reward: bool = True  # divide rewards by the running std of the discounted return
@@ -86,9 +85,10 @@ class Categorical(NamedTuple):
         return self.logits.log_softmax(-1)  # (..., n)
 
     def sample(self) -> Tensor:
-        """argmax_a [logit_a + Gumbel noise], which is −log of an Exp(1) variable    → (...)"""
-        noise = -torch.empty(self.logits.shape).exponential_().log()
-        noise = noise.numpy() if isinstance(self.logits, np.ndarray) else noise.to(self.logits)
+        """argmax_a [logit_a + Gumbel noise]; NumPy in, NumPy out    → (...)"""
+        noise = np.random.gumbel(size=self.logits.shape)
+        if isinstance(self.logits, Tensor):
+            noise = torch.from_numpy(noise).to(self.logits)
         return (self.logits + noise).argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -102,8 +102,7 @@ class Categorical(NamedTuple):
 
 
 class Agent(nn.Module):
-    """Two networks, for the policy's logits and for V(s), and the normalisation that both depend
-    on."""
+    """Networks for the policy's logits and for V(s), and the normalisation that both depend on."""
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args):
         super().__init__()
@@ -113,12 +112,12 @@ class Agent(nn.Module):
                             "Discrete actions (for a vector of real numbers: ppo_continuous.py)")
         self.args = args
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
-        self.running_return = 0.0  # (N,) once there are rewards, for scale_rewards
+        self.running_return = 0.0  # (N,) once there are rewards: γC of scale_rewards
         self.actor = self.network(obs_size, int(space.n), gain=0.01)  # π ≈ uniform at first
         self.critic = self.network(obs_size, 1, gain=1.0)
 
     def network(self, inputs: int, outputs: int, gain: float) -> nn.Sequential:
-        """Two hidden layers of 64; `gain` scales the last layer's weights. [IM §3]"""
+        """Two hidden layers of 64; `gain` scales the last one's orthogonal weights. [IM §3]"""
         layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
         if self.args.ortho_init:
             for layer, layer_gain in zip(layers, (math.sqrt(2), math.sqrt(2), gain)):
@@ -143,22 +142,22 @@ class Agent(nn.Module):
         return self.critic(self.normalise(obs)).squeeze(-1)
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """r_t / std(C), C_t = r_t + γ C_{t−1} anew in each episode; (T, N) → (T, N). [IM §3]
-        No mean is subtracted, as that would change the task."""
+        """Updates std(C), where C_t = r_t + γ C_{t−1} begins anew in each episode, then divides by
+        it; (T, N) → (T, N). [IM §3] No mean is subtracted, as that would change the task."""
         if not self.args.norm_reward:
             return rewards.float()
-        discounted = []
-        for reward, goes_on in zip(rewards.numpy(), ~done.numpy()):  # (N,) each, t = 0 … T−1
-            discounted.append(self.args.gamma * self.running_return + reward)
-            self.running_return = discounted[-1] * goes_on
-        self.return_stats.update(torch.from_numpy(np.concatenate(discounted)))
+        sums, decay = rewards.numpy().copy(), self.args.gamma * ~done.numpy()
+        for t in range(len(sums)):
+            sums[t] += self.running_return
+            self.running_return = decay[t] * sums[t]
+        self.return_stats.update(torch.from_numpy(sums.ravel()))
         scaled = rewards / self.return_stats.std.cpu()
         return scaled.clamp(-self.args.clip_reward, self.args.clip_reward).float()
 
 
 # ── 3. Rollout [shared: actor-critic] ─────────────────────────────────────────────────────────────
 class Rollout(NamedTuple):
-    """T steps of N environments. terminated[t] and done[t] say how transition t ended."""
+    """T steps of N environments. terminated[t] and done[t]: what transition t ended."""
     obs: Tensor  # (T, N, O) s_t, raw
     actions: Tensor  # (T, N, A) or (T, N), a_t as sampled
     rewards: Tensor  # (T, N) r_t, raw
@@ -175,13 +174,13 @@ def collect_rollout(agent: Agent, envs: gym.vector.VectorEnv, obs: np.ndarray, a
     """Act for T steps in N environments, starting from obs (N, O); also returns the next obs.
 
     Only what must be sequential happens here. Values and log-probabilities follow in a few large
-    calls, which is exact: nothing that they depend on changes within a rollout."""
+    calls, as nothing that they depend on changes within a rollout."""
     act, steps, episodes = actor_of(agent, obs), [], []
     for t in range(args.num_steps):
         actions = act(obs)  # agent.policy(obs).sample(); envs clips what is out of bounds
         next_obs, rewards, terminated, truncated, infos = envs.step(actions)
         done, successor = terminated | truncated, next_obs
-        if infos:  # next_obs is already the next episode's first: put the last back
+        if infos:  # an episode ended: next_obs is already the next one's first; put the last back
             successor = np.where(done[:, None], infos["final_obs"], next_obs)
             episodes += [((t + 1) * args.num_envs, *episode) for episode in infos["episodes"]]
         steps.append((obs, actions, rewards, successor, terminated, done))
@@ -204,7 +203,7 @@ def compute_gae(rewards: Tensor, values: Tensor, next_values: Tensor, terminated
     assert rewards.shape == values.shape == next_values.shape == terminated.shape == done.shape
     deltas = rewards + gamma * next_values * ~terminated.bool() - values
     advantages, decay = deltas.numpy(), (gamma * gae_lambda * ~done.bool()).numpy()
-    for t in reversed(range(len(advantages) - 1)):  # the last Â is δ, as its Â_{t+1} is not known
+    for t in reversed(range(len(advantages) - 1)):  # Â_{T−1} = δ_{T−1}, as Â_T is not known
         advantages[t] += decay[t] * advantages[t + 1]
     return torch.from_numpy(advantages)
 
@@ -216,7 +215,7 @@ class Batch(NamedTuple):
     logprobs: Tensor  # (B,) log π_old(a|s)
     values: Tensor  # (B,) V(s) before the update
     advantages: Tensor  # (B,) Â, standardised if --norm-adv
-    returns: Tensor  # (B,) R = Â + V(s), the critic's target
+    returns: Tensor  # (B,) R = Â + V(s), Â as GAE gives it: the critic's target
 
 
 @torch.no_grad()
@@ -224,7 +223,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scaled rewards, values, advantages and log π_old of the whole rollout, in a few calls."""
     device = next(agent.parameters()).device
     obs, actions = rollout.obs.to(device), rollout.actions.to(device)
-    values, next_values = agent.value(obs).cpu(), agent.value(rollout.next_obs.to(device)).cpu()
+    values, next_values = agent.value(torch.stack([obs, rollout.next_obs.to(device)])).cpu()
     rewards = agent.scale_rewards(rollout.rewards, rollout.done)
     advantages = compute_gae(rewards, values, next_values, rollout.terminated, rollout.done,
                              args.gamma, args.gae_lambda)
@@ -264,34 +263,33 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: unbiased, ≥ 0. [Schulman 2020, its k3]"""
+    """KL(π_old ‖ π) ≈ mean[ρ − 1 − log ρ], a ~ π_old: ≥ 0. [Schulman's blog, 2020: k3]"""
     log_ratio = logprobs - old_logprobs
     return (log_ratio.exp() - 1 - log_ratio).mean()
 
 
 # ── 6. Update [shared: ppo] ───────────────────────────────────────────────────────────────────────
 def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
-    """One step of Adam, as torch.optim.Adam(eps=1e-5) takes it.    [ADAM, algorithm 1]
+    """One step of Adam, as torch.optim.Adam(eps=1e-5) takes it.    [Kingma & Ba 2015]
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)
 
-    m̂ = m / (1 − β₁ᵏ) and v̂ = v / (1 − β₂ᵏ) after k steps, as m and v start at 0.
+    m̂ = m / c₁ and v̂ = v / c₂, as m and v start at 0: c ← βc + (1−β) is 1 − βᵏ after k steps.
     """
-    theta, m, v, k = state
+    theta, m, v, c1, c2 = state
     m, v = m.lerp(gradient, 1 - 0.9), v.lerp(gradient.square(), 1 - 0.999)
-    k = k + 1
-    m_hat, v_hat = m / (1 - 0.9**k), v / (1 - 0.999**k)
-    return [theta - lr * m_hat / (v_hat.sqrt() + 1e-5), m, v, k]
+    c1, c2 = 0.9 * c1 + (1 - 0.9), 0.999 * c2 + (1 - 0.999)
+    return [theta - lr * (m / c1) / ((v / c2).sqrt() + 1e-5), m, v, c1, c2]
 
 
 def minibatch_step(optimizer: Optimizer, args: Args, state: list[Tensor], minibatch: list[Tensor]
                    ) -> tuple[list[Tensor], list[Tensor]]:
     """One step on M transitions: state → the next one, [the gradient's norm, was it taken?]. It
     changes nothing in place, so it can be compiled together with the loop around it."""
-    *state, stopped = state  # of adam; 1 if --target-kl has ended this update, else 0
+    *adam_state, stopped = state  # [θ, m, v, c₁, c₂]; 1 once --target-kl has ended the update
     obs, actions, old_logprobs, old_values, advantages, returns = minibatch
 
-    def loss(agent: Agent) -> tuple[Tensor, Tensor]:
+    def losses(agent: Agent) -> tuple[Tensor, Tensor]:
         policy = agent.policy(obs)
         clip_value = args.clip_coef if args.clip_vloss else None
         logprobs = policy.log_prob(actions)
@@ -302,14 +300,14 @@ def minibatch_step(optimizer: Optimizer, args: Args, state: list[Tensor], miniba
         kl = approx_kl(logprobs, old_logprobs) if args.target_kl else torch.zeros_like(loss)
         return loss, kl
 
-    gradient, kl = optimizer.gradient(loss, state[0])  # as by loss.backward(), in one vector
+    gradient, kl = optimizer.gradient(losses, state[0])  # at θ, as by backward(), in one vector
     norm = gradient.norm()
     if args.max_grad_norm:
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-    after = adam(state, gradient, optimizer.lr)
+    after = adam(adam_state, gradient, optimizer.lr)
     stopped = torch.where(kl > (args.target_kl or math.inf), 1.0, stopped)
     if args.target_kl:  # neither this step nor a later one of this update is taken
-        after = [torch.where(stopped > 0, old, new) for old, new in zip(state, after)]
+        after = [torch.where(stopped > 0, old, new) for old, new in zip(adam_state, after)]
     return [*after, stopped], [norm, stopped == 0]
 
 
@@ -320,7 +318,7 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> dict
     for _ in range(args.update_epochs):
         shuffled = torch.randperm(len(batch.obs)).to(batch.obs.device)
         minibatches = [x[shuffled].unflatten(0, (args.num_minibatches, -1)) for x in batch]
-        results.append(optimizer.run(step, minibatches))  # for minibatch in minibatches: step(…)
+        results.append(optimizer.run(step, minibatches))  # each: state, result = step(state, it)
         if args.target_kl and optimizer.state[-1]:
             break
     norms, taken = map(torch.cat, zip(*results))
@@ -329,9 +327,9 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> dict
 
 @torch.no_grad()
 def diagnostics(agent: Agent, batch: Batch, norms: Tensor, args: Args) -> dict[str, float]:
-    """Of the whole batch after the last step; explained_variance of the values before the first.
-    Healthy: approx_kl < 0.05, clipfrac 0.1–0.3, grad_norm 0.1–20, explained_variance rising to 1
-    (0 is as good as a constant)."""
+    """Metrics of the whole batch after the update, but explained_variance is of V before it, and
+    grad_norm the mean over its steps, before clipping. Healthy: approx_kl < 0.05, clipfrac 0.1–0.3,
+    grad_norm 0.1–20, explained_variance rising to 1 (0 is as good as a constant)."""
     policy = agent.policy(batch.obs)
     logprobs = policy.log_prob(batch.actions)
     ratio = (logprobs - batch.logprobs).exp()
@@ -352,19 +350,19 @@ def diagnostics(agent: Agent, batch: Batch, norms: Tensor, args: Args) -> dict[s
 
 # ── 7. Training [specific] ────────────────────────────────────────────────────────────────────────
 def train(args: Args) -> Agent:
-    """The whole algorithm. `run` keeps count, logs and saves; with --resume it goes on."""
+    """The whole algorithm. `run` keeps count, logs and saves; with --resume it continues."""
     device, envs = start(args), make_envs(args)
     agent = Agent(envs, args).to(device)
-    optimizer = Optimizer(agent, args, vectors=2, numbers=2)  # for m, v; k, stopped
+    optimizer = Optimizer(agent, args, vectors=2, numbers=3)  # for m, v; c₁, c₂, stopped
     run = Run(args, agent, optimizer)
     obs, _ = envs.reset(seed=(args.seed, run.step))
-    for step in run.iterations():  # so many environment steps are behind us
+    for step in run.iterations():  # environment steps taken so far
         lr = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
         optimizer.lr.fill_(lr)
         rollout, obs = collect_rollout(agent, envs, obs, args)
         batch = make_batch(agent, rollout, args)
         metrics = update(agent, optimizer, batch, args)
-        agent.obs_stats.update(batch.obs)  # only now: the statistics are part of π_old
+        agent.obs_stats.update(batch.obs)  # only now, as the statistics are part of π_old
         run.log(rollout, metrics | {"learning_rate": lr})
     run.finish()
     return agent
@@ -378,27 +376,30 @@ def train(args: Args) -> Agent:
 # dependencies = ["torch==2.13.0", "gymnasium[classic-control,box2d,mujoco]>=1.4,<2", "numpy",
 #                 "tyro>=1.0", "tensorboard>=2.21", "wandb", "tqdm", "moviepy", "pytest"]
 # ///
-import csv
+import io
 import json
 import os
 import random
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-ALGORITHM = Path(__file__).stem
+ALGORITHM = Path(globals().get("__file__", "notebook")).stem
 
 
 @dataclass
@@ -422,6 +423,19 @@ class UserError(Exception):
     """Something the user can mend: `main` prints it as one line and exits with code 2."""
 
 
+def say(text: str) -> None:
+    """print, whatever stdout is: unable to encode a letter, or a pipe that is not read any more."""
+    try:
+        print(text, flush=True)
+    except UnicodeError:
+        print(ascii(text), flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
+say_once = functools.cache(say)  # one line per text
+
+
 # ── 8. Environments [shared: all five] ────────────────────────────────────────────────────────────
 class Envs(gym.vector.SyncVectorEnv):
     """N environments, stepped in turn. A step that ends an episode returns the next one's first
@@ -431,7 +445,6 @@ class Envs(gym.vector.SyncVectorEnv):
     def __init__(self, env_fns: list[Callable[[], gym.Env]]):
         super().__init__(env_fns, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
         space = self.single_action_space
-        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
         if isinstance(space, gym.spaces.Box):
             bounded = (space.low > -1e9) & (space.high < 1e9)  # some have 3e38 for no bound
             low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
@@ -439,32 +452,45 @@ class Envs(gym.vector.SyncVectorEnv):
 
     def reset(self, *, seed=None, options=None) -> tuple[np.ndarray, dict]:
         """seed: a list, one for each environment, or one for all, from which each gets its own."""
-        self.returns[:], self.lengths[:] = 0, 0
+        self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
         if not isinstance(seed, list):
             own = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
             seed = [None] * self.num_envs if seed is None else own
-        return np.array([env.reset(seed=s)[0] for env, s in zip(self.envs, seed)], float), {}
+        return np.stack([self.first_obs(i, s) for i, s in enumerate(seed)]), {}
+
+    def first_obs(self, i: int, seed: int | None = None) -> np.ndarray:
+        """Reset environment i."""
+        result, space = self.envs[i].reset(seed=seed), self.single_observation_space
+        if not isinstance(result, tuple) or np.shape(result[0]) != space.shape:
+            raise UserError(f"{self.envs[i]}: reset returned {str(result)[:200]}, not (an "
+                            f"observation of shape {space.shape}, a dict)")
+        return np.array(result[0], float)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        space = self.single_action_space
+        space, n = self.single_action_space, self.num_envs
         if isinstance(space, gym.spaces.Discrete):
             actions = actions + space.start
         else:
-            stretched = actions * self.scale + self.shift
-            actions = np.minimum(np.maximum(stretched, space.low), space.high)
-        results = [env.step(action) for env, action in zip(self.envs, actions)]
-        obs, rewards, terminated, truncated, _ = zip(*results)
-        obs, rewards, infos = np.array(obs, float), np.array(rewards, float), {}
-        self.returns += rewards
-        self.lengths += 1
-        ended = [i for i in range(self.num_envs) if terminated[i] or truncated[i]]
-        if ended:
-            episodes = zip(self.returns[ended].tolist(), self.lengths[ended].tolist())
-            infos = {"final_obs": obs.copy(), "episodes": list(episodes)}
-            self.returns[ended], self.lengths[ended] = 0, 0
-            for i in ended:
-                obs[i], _ = self.envs[i].reset()
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+            actions = (actions * self.scale + self.shift).clip(space.low, space.high)
+        obs, rewards, infos = np.empty(self.observation_space.shape), np.empty(n), {}
+        terminated, truncated = np.empty(n, bool), np.empty(n, bool)
+        for i, env in enumerate(self.envs):
+            result = env.step(actions[i])
+            try:
+                obs[i], reward, terminated[i], truncated[i], _ = result
+                rewards[i] = reward if isinstance(reward, float) else np.asarray(reward).item()
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{env}: step returned {str(result)[:200]}, not (an observation of "
+                                f"shape {obs[i].shape}, a number, two bools, a dict)") from error
+            self.returns[i] += float(rewards[i])
+            self.lengths[i] += 1
+        ended = np.flatnonzero(terminated | truncated)
+        if len(ended):
+            infos["final_obs"] = obs.copy()
+            infos["episodes"] = [(self.returns[i], self.lengths[i]) for i in ended]
+        for i in ended:
+            self.returns[i], self.lengths[i] = 0.0, 0
+            obs[i] = self.first_obs(i)
         return obs, rewards, terminated, truncated, infos
 
 
@@ -480,6 +506,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
                                 "numbers (Box) nor Discrete; images, Dict and so on do not work")
         if video_folder:
             env = gym.wrappers.RecordVideo(env, str(video_folder),
+                                           fps=env.metadata.get("render_fps") or 30,
                                            episode_trigger=lambda n: n < args.eval_episodes)
         flat = len(env.observation_space.shape) == 1
         return env if flat else gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
@@ -489,11 +516,9 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
             import mujoco  # its warnings end in the simulated time: each would be another one
             mujoco.set_mju_user_warning(lambda text: say_once(text.split(" Time = ")[0]))
         return Envs([make_env] * args.num_envs)
-    except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env-id {args.env_id}: {str(error).splitlines()[0]}") from error
-
-
-say_once = functools.cache(functools.partial(print, file=sys.stderr))  # one line per text
+    except (gym.error.Error, ImportError, ValueError) as error:
+        reason = (str(error).splitlines() or ["it cannot be made"])[0]
+        raise UserError(f"--env-id {args.env_id}: {reason}") from error
 
 
 # ── 9. Statistics and speed [shared: all five] ────────────────────────────────────────────────────
@@ -513,7 +538,7 @@ class RunningStats(nn.Module):
         share, delta = len(batch) / self.count, mean - self.mean
         self.mean.add_(share * delta)
         self.var.add_(share * (var - self.var + (1 - share) * delta.square()))
-        self.std.copy_((self.var + 1e-8).sqrt())
+        self.std.copy_((self.var + 1e-16).sqrt())
 
 
 def in_numpy(module: nn.Module) -> Callable:
@@ -537,16 +562,16 @@ def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray
     """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
     NumPy, whose calls cost less for a few rows; or in PyTorch, if at first the two differ."""
     actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
-    twin = in_numpy(actor)
+    twin, seed = in_numpy(actor), int(torch.randint(2**32, ()))
     if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
-        state = torch.get_rng_state()  # so that a resumed run draws what an unbroken one does
-        try:
-            expected, found = actor.policy(torch.from_numpy(obs)), twin.policy(obs)
-            same = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(expected, found))
-            agent.acts_in_numpy = same and isinstance(found.sample(), np.ndarray)
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            agent.acts_in_numpy = False
-        torch.set_rng_state(state)
+        agent.acts_in_numpy, results = False, []
+        mismatches = AttributeError, RuntimeError, TypeError, ValueError
+        with suppress(*mismatches), torch.random.fork_rng(devices=[]):
+            for policy in actor.policy(torch.from_numpy(obs)), twin.policy(obs):
+                np.random.seed(seed)
+                results.append([*policy, policy.sample()])
+            agent.acts_in_numpy = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(*results))
+    np.random.seed(seed)  # from PyTorch's generator, whose state is in the checkpoint
     if agent.acts_in_numpy:
         return lambda obs: twin.policy(obs).sample()
     return torch.no_grad()(lambda obs: actor.policy(torch.from_numpy(obs)).sample().numpy())
@@ -569,25 +594,29 @@ class Optimizer:
                       *(theta.new_zeros(()) for _ in range(numbers))]  # no two share memory
         type(agent).forward = lambda agent, f, *inputs: f(agent, *inputs)  # for functional_call
 
-    def gradient(self, loss: Callable, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """∇_θ loss(agent), as loss.backward() would leave it in .grad, in one vector; and what loss
-        returns second."""
+    def gradient(self, losses: Callable, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """losses(agent) gives (loss, other): ∇_θ loss, as loss.backward() would leave it in .grad,
+        in one vector, and other."""
         if torch.compiler.is_compiling():
             def at(theta: Tensor) -> tuple[Tensor, Tensor]:
                 pieces = theta.split([p.numel() for p in self.named.values()])
                 weights = {n: x.view(p.shape) for x, (n, p) in zip(pieces, self.named.items())}
-                return torch.func.functional_call(self.agent, weights, (loss,))
+                return torch.func.functional_call(self.agent, weights, (losses,))
             return torch.func.grad(at, has_aux=True)(theta)
-        value, other = loss(self.agent)  # its parameters are views of θ
-        parts = torch.autograd.grad(value, list(self.named.values()), allow_unused=True,
+        loss, other = losses(self.agent)  # its parameters are views of θ
+        parts = torch.autograd.grad(loss, list(self.named.values()), allow_unused=True,
                                     materialize_grads=True)
         return torch.cat([x.flatten() for x in parts]), other
 
-    def once(self, step: Callable, minibatch: list[Tensor]) -> list[Tensor]:
-        """state, out = step(state, minibatch), and the state stays where it is in memory."""
-        state, out = step(self.state, minibatch)
+    def store(self, state: list[Tensor]) -> None:
+        """Make this the state, which stays where it is in memory."""
         for old, new in zip(self.state, state, strict=True):
             old.copy_(new)
+
+    def once(self, step: Callable, minibatch: list[Tensor]) -> list[Tensor]:
+        """state, out = step(state, minibatch)    → out"""
+        state, out = step(self.state, minibatch)
+        self.store(state)
         return out
 
     def run(self, step: Callable, minibatches: list[Tensor]) -> list[Tensor]:
@@ -604,23 +633,32 @@ class Optimizer:
             if self.lr.is_cuda:
                 self.fast = self.recorded(loop, [x.clone() for x in minibatches])
             elif self.compile:
-                print("--compile: compiling, for about half a minute", flush=True)
-                try:
-                    from torch._higher_order_ops import scan
-                    compiled = torch.compile(lambda *x: scan(step, *x), fullgraph=True,
-                                             dynamic=False, options={"cpp_wrapper": True})
-                    compiled(self.state, minibatches)
-                    self.fast = functools.partial(self.once, compiled)
-                except Exception as error:  # a compiler can raise anything
-                    reason = " ".join(str(error).split())[:200]
-                    print(f"--compile: it failed, so the run goes on without it: {reason}")
+                self.fast = self.compiled(step, minibatches) or loop
         return self.fast(minibatches)
+
+    def compiled(self, step: Callable, minibatches: list[Tensor]) -> Callable | None:
+        """The loop as one compiled function, or None if that fails."""
+        def one(state: list[Tensor], minibatches: list[Tensor]) -> tuple[list, list]:
+            state, out = step(state, [x[0] for x in minibatches])
+            return state, [x[None] for x in out]
+
+        say("--compile: compiling, for about half a minute")
+        try:
+            from torch._higher_order_ops import scan
+            steps = one if len(minibatches[0]) == 1 else lambda *x: scan(step, *x)
+            steps = torch.compile(steps, fullgraph=True, dynamic=False,
+                                  options={"cpp_wrapper": True})
+            steps(self.state, minibatches)
+            return functools.partial(self.once, steps)
+        except Exception as error:  # a compiler can raise anything
+            reason = " ".join(str(error).split())[:200]
+            say(f"--compile: it failed, so the run goes on without it: {reason}")
 
     def recorded(self, loop: Callable, buffers: list[Tensor]) -> Callable:
         """loop as a CUDA graph: its kernels, recorded on buffers that stay."""
         graph, before = torch.cuda.CUDAGraph(), [x.clone() for x in self.state]
         loop(buffers)  # what is recorded must have run before
-        self.once(lambda *_: (before, None), buffers)
+        self.store(before)
         with torch.cuda.graph(graph):
             outs = loop(buffers)
 
@@ -636,55 +674,76 @@ class Optimizer:
 class Run:
     """A run directory (args.json, progress.csv, TensorBoard, checkpoint.pt) and a progress bar."""
 
+    progress = {"iteration": 0, "step": 0, "seconds": 0.0, "episodes": 0, "csv_size": 0,
+                "unlogged": [], "last_returns": []}  # attributes at the start, and a checkpoint's
+
     def __init__(self, args: Args, agent: Agent, optimizer: Optimizer):
         self.args, self.agent, self.optimizer, self.stopped = args, agent, optimizer, False
-        self.iteration = self.step = self.episodes = self.csv_size = 0
-        self.seconds, self.unlogged, self.last_returns = 0.0, [], []
+        vars(self).update(copy.deepcopy(self.progress))
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-        self.dir = Path(args.resume or Path(args.run_dir, re.sub("[/:]", "-", name)))
+        self.dir = Path(args.resume or Path(args.run_dir, re.sub(r"[/:\\\s]", "-", name)))
+        self.dir = self.dir.expanduser().resolve()
         if args.resume is not None:
-            vars(self).update(restore(args, agent, optimizer)["progress"])
-        device = torch.cuda.get_device_name() if optimizer.lr.is_cuda else "cpu"
-        facts = {"device": device, "python": sys.version.split()[0]} | {
-            name: sys.modules[name].__version__ for name in
-            ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules}
-        print(f"{ALGORITHM}, {args.env_id}, seed {args.seed};", *map(" ".join, facts.items()))
-        print(f"steps {self.step:,} to {args.total_timesteps:,}, at least {args.batch_size:,} an "
-              f"iteration, in {self.dir}", flush=True)
-        settings = {"algorithm": ALGORITHM} | asdict(args) | facts
+            checkpoint = restore(args, agent, optimizer)
+            vars(self).update(checkpoint["progress"])
+            if args.total_timesteps < min(self.step, checkpoint["args"].total_timesteps):
+                raise UserError(f"--total-timesteps {args.total_timesteps}: the run has taken "
+                                f"{self.step} steps already, so give more")
+        facts = {"device": torch.cuda.get_device_name() if optimizer.lr.is_cuda else "cpu",
+                 "python": sys.version.split()[0]}
+        facts |= {name: sys.modules[name].__version__ for name in
+                  ("torch", "numpy", "gymnasium", "mujoco") if name in sys.modules}
         try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            (self.dir / "args.json").write_text(json.dumps(settings, indent=2))
+            self.open({"algorithm": ALGORITHM} | asdict(args) | facts)
         except OSError as error:
-            raise UserError(f"--run-dir {args.run_dir}: {error.strerror}") from error
-        if args.track:
-            import wandb
-            try:
-                wandb.init(project=args.wandb_project_name, entity=args.wandb_entity,
-                           dir=args.run_dir, name=self.dir.name, id=self.dir.name,
-                           config=settings, resume="allow", sync_tensorboard=True)
-            except wandb.errors.Error as error:
-                raise UserError(f"--track: {error} (WANDB_MODE=offline: no account)") from error
-        self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)
-        self.csv = (self.dir / "progress.csv").open("a", newline="")
-        self.csv_size = min(self.csv_size, self.csv.seek(0, os.SEEK_END))
-        self.csv.truncate(self.csv_size)  # the rows after the checkpoint will come again
+            raise UserError(f"--run-dir, {self.dir}: {error.strerror}") from error
+        say(f"{ALGORITHM}, {args.env_id}, seed {args.seed}; "
+            + " ".join(map(" ".join, facts.items())))
+        say(f"steps {self.step:,} to {args.total_timesteps:,}, at least {args.batch_size:,} an "
+            f"iteration, in {self.dir}")
         self.bar = tqdm(total=args.total_timesteps, initial=self.step, file=sys.stdout,
                         dynamic_ncols=True, disable=None,  # None: if this is not a terminal
                         bar_format="{n:,}/{total:,} steps |{bar}| {elapsed}<{remaining}{postfix}")
         self.clock, self.saved, self.shown = time.perf_counter(), time.perf_counter(), self.step
 
+    def open(self, settings: dict) -> None:
+        """Open progress.csv, for one process at a time; then write and open the rest."""
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.csv = (self.dir / "progress.csv").open("a", newline="")
+        if find_spec("fcntl"):  # not on Windows
+            import fcntl
+            try:
+                fcntl.flock(self.csv, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.dir}: another process is at this run") from error
+        self.csv_size = min(self.csv_size, self.csv.seek(0, os.SEEK_END))
+        self.csv.truncate(self.csv_size)  # the rows after the checkpoint will come again
+        (self.dir / "args.json").write_text(json.dumps(settings, indent=2))
+        if self.args.track:
+            import wandb
+            try:
+                wandb.init(project=self.args.wandb_project_name, entity=self.args.wandb_entity,
+                           dir=self.dir.parent, name=self.dir.name, id=self.dir.name,
+                           config=settings, resume="allow", sync_tensorboard=True)
+            except wandb.errors.Error as error:
+                raise UserError(f"--track: {error} (WANDB_MODE=offline: no account)") from error
+        self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)
+
     def iterations(self) -> Iterator[int]:
         """The number of steps taken so far, while another iteration fits into the budget; saves at
-        the end. Ctrl-C and SIGTERM end it after the present iteration, a second one at once."""
+        the end. Ctrl-C, SIGTERM or SIGHUP end it after this iteration, a second one at once."""
         def stop(number, frame):
             if self.stopped:
                 raise KeyboardInterrupt
             self.stopped = True
-            os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
+            with suppress(OSError):  # there may be no terminal any more
+                os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
 
-        main = threading.current_thread() is threading.main_thread()
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM) if main}
+        before, in_main = {}, threading.current_thread() is threading.main_thread()
+        for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main else ():
+            number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                before.setdefault(number, signal.signal(number, stop))
         last_start = self.args.total_timesteps - self.args.batch_size
         try:
             while not self.stopped and self.step <= last_start:
@@ -719,8 +778,8 @@ class Run:
                "SPS": round(self.step / self.seconds), "return_100": self.last_returns, **metrics}
         for name in ("episodic_return", "episodic_length", "return_100"):
             row[name] = float(np.mean(row[name])) if row[name] else ""
-        csv.writer(self.csv).writerows([row.values()] if self.csv_size else [row, row.values()])
-        self.csv.flush()
+        for cells in ([] if self.csv_size else [row]) + [row.values()]:
+            print(*cells, sep=",", file=self.csv, flush=True)
         self.csv_size, self.unlogged = self.csv.tell(), []
         for name in ("SPS", *metrics):
             group = "charts" if name in ("SPS", "learning_rate") else "losses"
@@ -733,20 +792,26 @@ class Run:
     def show(self, text: str) -> None:
         """The bar on a terminal, else a line at every 5 % of the run."""
         total = self.args.total_timesteps
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(self.step - self.bar.n)
+        with suppress(OSError):
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(self.step - self.bar.n)
         if self.bar.disable and 20 * self.step // total > 20 * self.shown // total:
-            print(f"step {self.step:,} of {total:,}: {text}", flush=True)
+            say(f"step {self.step:,} of {total:,}: {text}")
             self.shown = self.step
 
     def save(self) -> None:
         """Tensors and plain values only; renamed into place: a crash leaves the last one whole."""
-        names = "iteration", "step", "seconds", "episodes", "csv_size", "unlogged", "last_returns"
+        checkpoint, temporary = io.BytesIO(), self.dir / "checkpoint.tmp"
         torch.save({"algorithm": ALGORITHM, "args": asdict(self.args),
-                    "progress": {name: getattr(self, name) for name in names},
+                    "progress": {name: getattr(self, name) for name in self.progress},
                     "agent": self.agent.state_dict(), "optimizer": self.optimizer.state,
-                    "rng": torch.get_rng_state()}, self.dir / "checkpoint.tmp")
-        os.replace(self.dir / "checkpoint.tmp", self.dir / "checkpoint.pt")
+                    "rng": torch.get_rng_state()}, checkpoint)
+        try:
+            temporary.write_bytes(checkpoint.getbuffer())
+            os.replace(temporary, self.dir / "checkpoint.pt")
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self.saved = time.perf_counter()
 
     def finish(self) -> None:
@@ -754,10 +819,14 @@ class Run:
         for opened in (self.bar, self.tensorboard, self.csv):
             opened.close()
         if self.stopped:
-            print(f"stopped at step {self.step:,}; to go on: --resume {self.dir}")
+            say(f"stopped at step {self.step:,}; to go on: --resume {self.dir}")
         elif self.args.eval_episodes:
+            try:
+                returns = evaluate(self.agent, self.args, self.args.eval_episodes, self.dir)
+            except Exception as error:
+                raise UserError(f"the training is complete and saved in {self.dir}, but its "
+                                f"evaluation failed: {type(error).__name__}: {error}") from error
             actions = "deterministic" if self.args.eval_deterministic else "sampled"
-            returns = evaluate(self.agent, self.args, self.args.eval_episodes, self.dir)
             text = json.dumps({"actions": actions, "returns": returns})
             (self.dir / "evaluation.json").write_text(text)
         if self.args.track:
@@ -769,10 +838,13 @@ class Run:
 
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
-    for name in ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl", "kl"):
-        if name in quantities and not np.isfinite(np.asarray(quantities[name])).all():
+    largest = {name: float(np.abs(np.asarray(quantities.get(name, 0.0))).max()) for name in
+               ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl", "kl")}
+    for name, value in largest.items():
+        if not value < math.inf:
             advice = ("the environment returned it" if name in ("obs", "next_obs", "rewards") else
-                      "a smaller --learning-rate or --target-kl may help")
+                      f"obs reach {largest['obs']:.0e} and rewards {largest['rewards']:.0e}; a "
+                      "smaller --learning-rate or --target-kl may help")
             raise UserError(f"{name} is NaN or infinite by step {step:,} ({advice}): training "
                             "stops; what was saved before stays as it is")
 
@@ -784,17 +856,31 @@ def restore(args: Args, agent: Agent | None = None, optimizer: Optimizer | None 
     try:
         if not run_dir:  # as from a shell variable that is not set
             raise ValueError("give a run directory")
-        path = Path(run_dir, "checkpoint.pt")
+        path = Path(run_dir, "checkpoint.pt").expanduser()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"a run of {checkpoint['algorithm']}.py, use that script")
-        checkpoint["args"] = Args(**checkpoint["args"])
-        if agent and args.env_id != checkpoint["args"].env_id:
-            raise ValueError(f"a run on {checkpoint['args'].env_id}, not on --env-id {args.env_id}")
+        saved = checkpoint["args"] = Args(**checkpoint["args"])
+        for name, kind in get_type_hints(Args).items():
+            value = getattr(saved, name)
+            allowed = value in get_args(kind) if get_origin(kind) is Literal else (
+                isinstance(value, kind) or type(value) is int and isinstance(0.0, kind))
+            if not allowed:
+                raise ValueError(f"{name} is {value!r}")
+        if {n: type(x) for n, x in checkpoint["progress"].items()} != {
+                n: type(x) for n, x in Run.progress.items()}:
+            raise ValueError("its counts are damaged")
+        if ":" in saved.env_id and saved.env_id != args.env_id:
+            raise ValueError(f"its environment imports a module; if you trust that, add --env-id "
+                             f"{saved.env_id!r}")
+        for name in ("env_id", "activation", "norm_obs", "clip_obs", "norm_reward", "clip_reward"):
+            old, new = getattr(saved, name), getattr(args, name)
+            if agent and old != new:
+                raise ValueError(f"its weights are of a run with {name} {old!r}, not {new!r}")
         if agent:
             agent.load_state_dict(checkpoint["agent"])
         if optimizer:
-            optimizer.once(lambda *_: (checkpoint["optimizer"], None), [])
+            optimizer.store(checkpoint["optimizer"])
             torch.set_rng_state(checkpoint["rng"])
         return checkpoint
     except Exception as error:  # a damaged file can raise anything
@@ -821,8 +907,8 @@ def evaluate(agent: Agent, args: Args, episodes: int, run_dir: Path | None = Non
     envs.close()
     how = "deterministic" if args.eval_deterministic else "sampled"
     missing = f" (of {episodes}: no more ended)" if len(returns) < episodes else ""
-    print(f"evaluation, {len(returns)} episodes{missing}, {how} actions: "
-          f"return {np.mean(returns or math.nan):.1f} ± {np.std(returns or math.nan):.1f}")
+    say(f"evaluation, {len(returns)} episodes{missing}, {how} actions: "
+        f"return {np.mean(returns or math.nan):.1f} ± {np.std(returns or math.nan):.1f}")
     return returns
 
 
@@ -855,13 +941,13 @@ def check_args(args: Args) -> None:
              "evaluation, so not with --eval-episodes 0")):
         if wrong:
             raise UserError(text)
-    if args.capture_video:
-        make_envs(args).close()
+    if args.capture_video:  # a film of two frames, to see now what fails
         try:
-            import moviepy  # noqa: F401, RecordVideo needs it when it is too late
-            env = gym.make(args.env_id, render_mode="rgb_array")
-            env.reset()
-            env.render()
+            with tempfile.TemporaryDirectory() as folder:
+                envs = make_envs(replace(args, num_envs=1, eval_episodes=1), Path(folder))
+                envs.reset(seed=args.seed)
+                envs.step(0 * envs.action_space.sample())
+                envs.close()
         except Exception as error:
             raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (MuJoCo "
                             "without a display: MUJOCO_GL=egl or osmesa)") from error
@@ -878,29 +964,35 @@ def start(args: Args) -> torch.device:
     torch.set_deterministic_debug_mode("error" if args.torch_deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and we never read it
     if args.cuda and not torch.cuda.is_available():
-        print("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
+        say("--cuda: no usable GPU, so this runs on the CPU (--no-cuda: do not look for one)")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
     """Flags; with --resume or --evaluate, the flags of that run, changed by those given now."""
     warnings.filterwarnings("once", message=".*out of date")  # Gymnasium's, at every gym.make
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, "reconfigure"):  # a code page without γ ends no run, nor --help
+            stream.reconfigure(errors="replace")
+    given = [] if "ipykernel" in sys.modules else [  # a notebook's flags are not for us
+        str(int(float(x))) if re.fullmatch(r"\d+(\.\d+)?e\d\d?", x) else x for x in sys.argv[1:]]
     try:
-        args = tyro.cli(Args, description=__doc__.splitlines()[0])
+        args = tyro.cli(Args, args=given, description=(__doc__ or ALGORITHM).splitlines()[0])
         if args.resume is not None or args.evaluate is not None:
             saved = replace(restore(args)["args"], resume=None, evaluate=None)
             if args.evaluate is not None:  # some episodes and no film, unless told otherwise
                 saved = replace(saved, capture_video=False, eval_episodes=saved.eval_episodes or 10)
-            args = tyro.cli(Args, default=saved)
+            args = tyro.cli(Args, args=given, default=saved)
         if args.evaluate is None:
             train(args)
             return
         start(args)
         agent = Agent(make_envs(args), args)
         restore(args, agent)
-        evaluate(agent, args, args.eval_episodes, Path(args.evaluate))
-    except (UserError, ImportError) as error:
-        print(f"{ALGORITHM}: {error}", file=sys.stderr)
+        evaluate(agent, args, args.eval_episodes, Path(args.evaluate).expanduser())
+    except (UserError, ImportError, OSError) as error:
+        text = f"{ALGORITHM}: {error}"  # one line, without what moves a terminal's cursor
+        print("".join(c if c.isprintable() else " " for c in text), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

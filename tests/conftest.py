@@ -181,10 +181,10 @@ def setup(script, **changes):
 
 def make_optimizer(script, agent, args):
     """The optimiser that train() makes, at the learning rate of a run's first iteration."""
-    sizes = {"a2c": {"vectors": 1, "numbers": 1}, "reinforce": {"vectors": 2, "numbers": 1},
-             "trpo": {"vectors": 2, "numbers": 1, "prefix": "critic"}}
+    sizes = {"a2c": {"vectors": 1, "numbers": 1}, "reinforce": {"vectors": 2, "numbers": 2},
+             "trpo": {"vectors": 2, "numbers": 2, "prefix": "critic"}}
     optimizer = script.Optimizer(agent, args, **sizes.get(script.__name__,
-                                                          {"vectors": 2, "numbers": 2}))
+                                                          {"vectors": 2, "numbers": 3}))
     optimizer.lr.fill_(args.learning_rate)
     return optimizer
 

@@ -81,9 +81,9 @@ def test_update_is_that_of_ppo_with_one_step(kind, norm_adv, monkeypatch):
     before = copy.deepcopy(agent.state_dict())
     optimizer, its_optimizer = make_optimizer(a2c, agent, args), make_optimizer(ppo, twin, its_args)
 
-    def rmsprop(state, gradient, lr):  # in adam's place, whose state has one vector more
-        theta, v, k = a2c.rmsprop([state[0], state[2], state[3]], gradient, lr)
-        return [theta, state[1], v, k]
+    def rmsprop(state, gradient, lr):  # in adam's place, whose state has m and c₁ besides
+        theta, v, c = a2c.rmsprop([state[0], state[2], state[4]], gradient, lr)
+        return [theta, state[1], v, state[3], c]
 
     monkeypatch.setattr(ppo, "adam", rmsprop)
     for _ in range(3):
@@ -204,7 +204,7 @@ def test_one_step_per_update(kind, monkeypatch):
                         seen.append(batch) or step(optimizer, args, state, batch))
     for k in range(1, 4):
         learn(a2c, agent, optimizer, rollout, args)
-        assert optimizer.state[-1] == k
+        assert optimizer.state[-1] == pytest.approx(1 - 0.99**k)
     assert len(seen) == 3 and all(len(batch[0]) == 32 for batch in seen)
 
 
