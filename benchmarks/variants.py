@@ -29,7 +29,7 @@ def adam(script: ModuleType) -> None:
 
     class WithMomentum(script.Optimizer):
         def __init__(self, agent, args, vectors, numbers, prefix=""):
-            super().__init__(agent, args, vectors + 1, numbers, prefix)  # for m
+            super().__init__(agent, args, vectors + 1, numbers + 1, prefix)  # m, c₁
 
     script.Optimizer = WithMomentum
     script.rmsprop = importlib.import_module("ppo_discrete").adam
@@ -39,9 +39,9 @@ def uncorrected_rmsprop(script: ModuleType) -> None:
     """RMSprop as the A3C paper has it: v is not corrected, so the early steps are longer."""
 
     def rmsprop(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
-        theta, v, k = state
+        theta, v, c = state
         v = v.lerp(gradient.square(), 1 - 0.99)
-        return [theta - lr * gradient / (v.sqrt() + 1e-5), v, k + 1]
+        return [theta - lr * gradient / (v.sqrt() + 1e-5), v, c]
 
     script.rmsprop = rmsprop
 
@@ -108,8 +108,12 @@ class ScaledBeta(NamedTuple):
         return 2 * self.beta.mode - 1
 
     def sample(self) -> Tensor:
-        actions = 2 * self.beta.sample() - 1
-        return actions.numpy() if isinstance(self.outputs, np.ndarray) else actions
+        alpha, beta = self.beta.concentration1, self.beta.concentration0
+        actions = 2 * np.random.beta(alpha.detach().cpu(), beta.detach().cpu()) - 1
+        actions = actions.astype(np.float32)
+        if isinstance(self.outputs, np.ndarray):
+            return actions
+        return torch.from_numpy(actions).to(self.outputs)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         inside = ((actions + 1) / 2).clamp(1e-6, 1 - 1e-6)
