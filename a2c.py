@@ -783,9 +783,9 @@ class Run:
         try:
             temporary.write_bytes(checkpoint.getbuffer())
             os.replace(temporary, self.dir / "checkpoint.pt")
-        except OSError:
+        except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise
+            raise UserError(f"cannot write {self.dir}/checkpoint.pt: {error.strerror}") from error
         self.saved = time.perf_counter()
 
     def finish(self) -> None:

@@ -98,7 +98,7 @@ def test_relu_acts(script, kind):
 
 @each_kind([s for s in SCRIPTS if s.__name__ != "ppo_discrete"])
 def test_another_distribution_acts(script, kind):
-    """A sample that is squashed by tanh, for tensors only: it acts, as PyTorch then does the acting."""
+    """A sample that is squashed by tanh, for tensors only, acts: PyTorch then does the acting."""
     if kind == "discrete":
         pytest.skip("it has no sample to squash")
     old = "        return (self.mode + self.log_std.exp() * torch.from_numpy(noise).to(self.mode))"
