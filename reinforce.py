@@ -393,7 +393,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import get_args, get_type_hints
 
 import tyro
 from torch.utils.tensorboard import SummaryWriter
@@ -478,11 +478,15 @@ class Envs(gym.vector.SyncVectorEnv):
             result = env.step(actions[i])
             try:
                 obs[i], reward, terminated[i], truncated[i], _ = result
-                rewards[i] = reward if isinstance(reward, float) else np.asarray(reward).item()
-            except (TypeError, ValueError) as error:
+                reward = reward if isinstance(reward, float) else float(np.asarray(reward).item())
+                as_declared = np.shape(result[0]) == obs[i].shape  # and not only broadcast to it
+            except (TypeError, ValueError):
+                as_declared = False
+            if not as_declared:
                 raise UserError(f"{env}: step returned {str(result)[:200]}, not (an observation of "
-                                f"shape {obs[i].shape}, a number, two bools, a dict)") from error
-            self.returns[i] += float(rewards[i])
+                                f"shape {obs[i].shape}, a number, two bools, a dict)")
+            rewards[i] = reward
+            self.returns[i] += reward
             self.lengths[i] += 1
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
@@ -681,7 +685,7 @@ class Run:
         self.args, self.agent, self.optimizer, self.stopped = args, agent, optimizer, False
         vars(self).update(copy.deepcopy(self.progress))
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-        self.dir = Path(args.resume or Path(args.run_dir, re.sub(r"[/:\\\s]", "-", name)))
+        self.dir = Path(args.resume or Path(args.run_dir, re.sub(r"[^\w.+=-]", "-", name)))
         self.dir = self.dir.expanduser().resolve()
         if args.resume is not None:
             checkpoint = restore(args, agent, optimizer)
@@ -861,11 +865,10 @@ def restore(args: Args, agent: Agent | None = None, optimizer: Optimizer | None 
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"a run of {checkpoint['algorithm']}.py, use that script")
         saved = checkpoint["args"] = Args(**checkpoint["args"])
-        for name, kind in get_type_hints(Args).items():
-            value = getattr(saved, name)
-            allowed = value in get_args(kind) if get_origin(kind) is Literal else (
-                isinstance(value, kind) or type(value) is int and isinstance(0.0, kind))
-            if not allowed:
+        for name, hint in get_type_hints(Args).items():
+            value, kinds = getattr(saved, name), get_args(hint) or (hint,)  # Literal's are values
+            integer = type(value) is int and float in kinds
+            if not (integer or type(value) in kinds or value in kinds):
                 raise ValueError(f"{name} is {value!r}")
         if {n: type(x) for n, x in checkpoint["progress"].items()} != {
                 n: type(x) for n, x in Run.progress.items()}:
