@@ -596,7 +596,7 @@ class Envs(gym.vector.SyncVectorEnv):
                 raise UserError(f"{env}: step returned {str(result)[:200]}, not (an observation of "
                                 f"shape {obs[i].shape}, a number, two bools, a dict)")
             rewards[i] = reward
-            self.returns[i] += reward
+            self.returns[i] += float(reward)  # np.float64 cannot be in a checkpoint
             self.lengths[i] += 1
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
@@ -613,9 +613,11 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
     def make_env() -> gym.Env:
         filming = {"render_mode": "rgb_array"} if video_folder else {}
         env = gym.make(args.env_id, disable_env_checker=True, **filming)
-        for space, kinds, most in ((env.observation_space, "fiu", 2), (env.action_space, "f", 1)):
-            real = isinstance(space, gym.spaces.Box) and space.dtype.kind in kinds
-            if not (real or isinstance(space, gym.spaces.Discrete)) or len(space.shape) > most:
+        for space, kinds, dims in ((env.observation_space, "fiu", (0, 1, 2)),
+                                   (env.action_space, "f", (1,))):
+            real = (isinstance(space, gym.spaces.Box) and space.dtype.kind in kinds
+                    and len(space.shape) in dims)
+            if not (real or isinstance(space, gym.spaces.Discrete)):
                 raise UserError(f"--env-id {args.env_id}: {space} is neither a vector of real "
                                 "numbers (Box) nor Discrete; images, Dict and so on do not work")
         if video_folder:
@@ -665,6 +667,8 @@ def in_numpy(module: nn.Module) -> Callable:
         return lambda x: x @ weight + bias
     if isinstance(module, nn.Tanh):
         return np.tanh
+    if isinstance(module, nn.ReLU):
+        return lambda x: np.maximum(x, 0)
     twin, tensors = object.__new__(type(module)), module._parameters | module._buffers
     vars(twin).update(vars(module) | {name: x.detach().numpy() for name, x in tensors.items()}
                       | {name: in_numpy(child) for name, child in module._modules.items()})
@@ -676,17 +680,18 @@ def actor_of(agent: Agent, obs: np.ndarray) -> Callable[[np.ndarray], np.ndarray
     """A function that acts as agent.policy(obs).sample(), (N, O) → (N,) or (N, A), on the CPU: in
     NumPy, whose calls cost less for a few rows; or in PyTorch, if at first the two differ."""
     actor = copy.deepcopy(agent).cpu() if next(agent.parameters()).is_cuda else agent
-    twin, seed = in_numpy(actor), int(torch.randint(2**32, ()))
-    if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run
-        agent.acts_in_numpy, results = False, []
+    seed, results = int(torch.randint(2**32, ())), []
+    if not hasattr(agent, "acts_in_numpy"):  # at the first rollout of a run, and for all of it
+        agent.acts_in_numpy = False
         mismatches = AttributeError, RuntimeError, TypeError, ValueError
         with suppress(*mismatches), torch.random.fork_rng(devices=[]):
-            for policy in actor.policy(torch.from_numpy(obs)), twin.policy(obs):
+            for policy in actor.policy(torch.from_numpy(obs)), in_numpy(actor).policy(obs):
                 np.random.seed(seed)
                 results.append([*policy, policy.sample()])
             agent.acts_in_numpy = all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(*results))
     np.random.seed(seed)  # from PyTorch's generator, whose state is in the checkpoint
     if agent.acts_in_numpy:
+        twin = in_numpy(actor)
         return lambda obs: twin.policy(obs).sample()
     return torch.no_grad()(lambda obs: actor.policy(torch.from_numpy(obs)).sample().numpy())
 
@@ -706,11 +711,11 @@ class Optimizer:
         self.lr = theta.new_zeros(())
         self.state = [theta, *(torch.zeros_like(theta) for _ in range(vectors)),
                       *(theta.new_zeros(()) for _ in range(numbers))]  # no two share memory
-        type(agent).forward = lambda agent, f, *inputs: f(agent, *inputs)  # for functional_call
+        type(agent).forward = lambda agent, f: f(agent)  # functional_call can call forward only
 
     def gradient(self, losses: Callable, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """losses(agent) gives (loss, other): ∇_θ loss, as loss.backward() would leave it in .grad,
-        in one vector, and other."""
+        """losses(agent) is (loss, other). Returns ∇_θ loss, as loss.backward() would leave it in
+        .grad, but in one vector; and other."""
         if torch.compiler.is_compiling():
             def at(theta: Tensor) -> tuple[Tensor, Tensor]:
                 pieces = theta.split([p.numel() for p in self.named.values()])
@@ -736,8 +741,8 @@ class Optimizer:
     def run(self, step: Callable, minibatches: list[Tensor]) -> list[Tensor]:
         """for minibatch in minibatches: state, out = step(state, minibatch)    → the outs, stacked
 
-        minibatches are (number, M, …) each, of the same sizes in all calls. With --compile a call
-        is compiled; on a GPU it is recorded once, to be launched at once (a CUDA graph)."""
+        minibatches are (number, M, …) each, of the same sizes in all calls. On a GPU the loop is
+        recorded once, as a CUDA graph; on a CPU it is compiled, with --compile."""
         def loop(minibatches: list[Tensor]) -> list[Tensor]:
             outs = [self.once(step, minibatch) for minibatch in zip(*minibatches)]
             return [torch.stack(x) for x in zip(*outs)]
@@ -753,6 +758,7 @@ class Optimizer:
     def compiled(self, step: Callable, minibatches: list[Tensor]) -> Callable | None:
         """The loop as one compiled function, or None if that fails."""
         def one(state: list[Tensor], minibatches: list[Tensor]) -> tuple[list, list]:
+            """As scan does it for a single minibatch, where scan costs more than it saves."""
             state, out = step(state, [x[0] for x in minibatches])
             return state, [x[None] for x in out]
 
@@ -797,12 +803,6 @@ class Run:
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.dir = Path(args.resume or Path(args.run_dir, re.sub(r"[^\w.+=-]", "-", name)))
         self.dir = self.dir.expanduser().resolve()
-        if args.resume is not None:
-            checkpoint = restore(args, agent, optimizer)
-            vars(self).update(checkpoint["progress"])
-            if args.total_timesteps < min(self.step, checkpoint["args"].total_timesteps):
-                raise UserError(f"--total-timesteps {args.total_timesteps}: the run has taken "
-                                f"{self.step} steps already, so give more")
         facts = {"device": torch.cuda.get_device_name() if optimizer.lr.is_cuda else "cpu",
                  "python": sys.version.split()[0]}
         facts |= {name: sys.modules[name].__version__ for name in
@@ -821,15 +821,24 @@ class Run:
         self.clock, self.saved, self.shown = time.perf_counter(), time.perf_counter(), self.step
 
     def open(self, settings: dict) -> None:
-        """Open progress.csv, for one process at a time; then write and open the rest."""
-        self.dir.mkdir(parents=True, exist_ok=True)
+        """Open progress.csv, for one process at a time; restore; then write and open the rest."""
+        if self.args.resume is None:
+            self.dir.mkdir(parents=True)
         self.csv = (self.dir / "progress.csv").open("a", newline="")
-        if find_spec("fcntl"):  # not on Windows
+        try:
             import fcntl
-            try:
-                fcntl.flock(self.csv, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"{self.dir}: another process is at this run") from error
+            fcntl.flock(self.csv, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.dir}: another process is at this run") from error
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
+        if self.args.resume is not None:
+            checkpoint = restore(self.args, self.agent, self.optimizer)
+            budget = self.args.total_timesteps
+            vars(self).update(checkpoint["progress"])
+            if budget < min(self.step, checkpoint["args"].total_timesteps):
+                raise UserError(f"--total-timesteps {budget}: the run has taken {self.step} steps "
+                                "already, so give more")
         self.csv_size = min(self.csv_size, self.csv.seek(0, os.SEEK_END))
         self.csv.truncate(self.csv_size)  # the rows after the checkpoint will come again
         (self.dir / "args.json").write_text(json.dumps(settings, indent=2))
@@ -845,30 +854,32 @@ class Run:
 
     def iterations(self) -> Iterator[int]:
         """The number of steps taken so far, while another iteration fits into the budget; saves at
-        the end. Ctrl-C, SIGTERM or SIGHUP end it after this iteration, a second one at once."""
+        the end and every 30 s. Ctrl-C, SIGTERM or SIGHUP end it after this iteration, a second
+        Ctrl-C at once."""
         def stop(number, frame):
-            if self.stopped:
+            if self.stopped and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.stopped = True
             with suppress(OSError):  # there may be no terminal any more
-                os.write(2, b"\nstopping after this iteration; again: at once, unsaved\n")
+                os.write(2, b"\nstopping after this iteration; Ctrl-C: at once, unsaved\n")
 
-        before, in_main = {}, threading.current_thread() is threading.main_thread()
-        for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main else ():
-            number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                before.setdefault(number, signal.signal(number, stop))
+        caught = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")
+                  and signal.getsignal(s) not in (signal.SIG_IGN, None)]  # as under nohup
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = {s: signal.signal(s, stop) for s in caught if in_main_thread}
         last_start = self.args.total_timesteps - self.args.batch_size
         try:
             while not self.stopped and self.step <= last_start:
                 yield self.step
+                if time.perf_counter() - self.saved > 30:
+                    self.save()
             self.save()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def log(self, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """Count an iteration; stop at NaN; write a row and TensorBoard, at times a checkpoint.
+        """Count an iteration; stop at NaN; write a row and TensorBoard.
 
         Iterations of fewer than 1,000 steps (in short runs: 1 %) share a row, with the last one's
         metrics, and means over all episodes that ended since the row before (empty if none)."""
@@ -892,16 +903,15 @@ class Run:
                "SPS": round(self.step / self.seconds), "return_100": self.last_returns, **metrics}
         for name in ("episodic_return", "episodic_length", "return_100"):
             row[name] = float(np.mean(row[name])) if row[name] else ""
-        for cells in ([] if self.csv_size else [row]) + [row.values()]:
-            print(*cells, sep=",", file=self.csv, flush=True)
+        if not self.csv_size:
+            print(*row, sep=",", file=self.csv)  # the names of the columns
+        print(*row.values(), sep=",", file=self.csv, flush=True)
         self.csv_size, self.unlogged = self.csv.tell(), []
         for name in ("SPS", *metrics):
             group = "charts" if name in ("SPS", "learning_rate") else "losses"
             self.tensorboard.add_scalar(f"{group}/{name}", row[name], self.step)
         average = f"{row['return_100']:.1f}" if self.last_returns else "unknown"
         self.show(f"return {average}, {row['SPS']:,} SPS")
-        if now - self.saved > 30:
-            self.save()
 
     def show(self, text: str) -> None:
         """The bar on a terminal, else a line at every 5 % of the run."""
@@ -930,8 +940,10 @@ class Run:
 
     def finish(self) -> None:
         """Evaluate, or after Ctrl-C say how to go on; close what is open."""
-        for opened in (self.bar, self.tensorboard, self.csv):
-            opened.close()
+        with suppress(OSError):
+            self.bar.close()
+        self.tensorboard.close()
+        self.csv.close()
         if self.stopped:
             say(f"stopped at step {self.step:,}; to go on: --resume {self.dir}")
         elif self.args.eval_episodes:
@@ -1087,8 +1099,9 @@ def main() -> None:
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, "reconfigure"):  # a code page without γ ends no run, nor --help
             stream.reconfigure(errors="replace")
-    given = [] if "ipykernel" in sys.modules else [  # a notebook's flags are not for us
-        str(int(float(x))) if re.fullmatch(r"\d+(\.\d+)?e\d\d?", x) else x for x in sys.argv[1:]]
+    given = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a notebook's are not for us
+    given = [re.sub(r"\b\d+(\.\d+)?e\d\d?$", lambda m: f"{float(m[0]):.15g}", flag)
+             for flag in given]  # 1e6 is an integer, too
     try:
         args = tyro.cli(Args, args=given, description=(__doc__ or ALGORITHM).splitlines()[0])
         if args.resume is not None or args.evaluate is not None:

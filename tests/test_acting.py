@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, Count, each_kind, register, setup
+from conftest import MARKED, ROOT, SCRIPTS, Count, each_kind, register, setup
 
 POLICY = {  # the last line of Agent.policy, by what the script's agent is
     "continuous": "        return Gaussian(self.actor(self.normalise(obs)), self.log_std)\n",
@@ -20,6 +20,8 @@ def copy_of(script, *changes):
     """The script's source with texts replaced, as a module of its own."""
     text = (ROOT / f"{script.__name__}.py").read_text()
     for old, new in changes:
+        if MARKED.script and old not in text:
+            pytest.skip(f"the copy has another text here than: {old.strip()}")
         assert text.count(old) >= 1, f"not in the script: {old}"
         text = text.replace(old, new)
     module = types.ModuleType(f"copy_of_{script.__name__}")
@@ -81,7 +83,8 @@ def test_a_change_of_the_policy_acts(script, kind, expression, numpy):
     acts_as_written(module, kind, numpy)
 
 
-@pytest.mark.parametrize("layer", ["nn.LayerNorm(64)", "nn.GELU()", "nn.ReLU()"])
+@pytest.mark.parametrize("layer", ["nn.LayerNorm(64)", "nn.GELU()",
+                                   "nn.Linear(64, 64, bias=False)"])
 @each_kind(SCRIPTS)
 def test_other_layers_act(script, kind, layer):
     """A layer that NumPy is not told about is computed by PyTorch."""
@@ -93,7 +96,7 @@ def test_other_layers_act(script, kind, layer):
 @each_kind(SCRIPTS)
 def test_relu_acts(script, kind):
     """--activation relu, too."""
-    acts_as_written(script, kind, numpy=False, activation="relu")
+    acts_as_written(script, kind, numpy=True, activation="relu")
 
 
 @each_kind([s for s in SCRIPTS if s.__name__ != "ppo_discrete"])

@@ -452,10 +452,13 @@ def test_a_fresh_process_acts_the_same(script, tmp_path):
 # --------------------------------------------------------------------------------------------------
 # Interrupted, broken
 # --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("script, sent", list(zip(SCRIPTS[-2:], (signal.SIGINT, signal.SIGTERM))),
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize("script, sent", list(zip(SCRIPTS[-3:], SIGNALS)),
                          ids=lambda x: getattr(x, "__name__", str(x)))
 def test_signals(script, sent, tmp_path):
-    """Ctrl-C and SIGTERM: a line at once, a checkpoint, a line on how to go on, exit code 0."""
+    """Ctrl-C, SIGTERM, SIGHUP: a line at once, a checkpoint, a line on how to go on; exit code 0."""
     env_id = REAL[kinds(script)[0]]
     command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id", env_id,
                "--num-envs", "2", "--num-steps", "512", "--total-timesteps", "100000000",
@@ -471,7 +474,7 @@ def test_signals(script, sent, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 0
-    assert err == "\nstopping after this iteration; again: at once, unsaved\n"
+    assert err == "\nstopping after this iteration; Ctrl-C: at once, unsaved\n"
     run, = tmp_path.iterdir()
     assert f"--resume {run}" in out.splitlines()[-1]
     steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["step"]
@@ -479,14 +482,15 @@ def test_signals(script, sent, tmp_path):
 
 
 def test_two_signals():
-    """The first signal is noted, the second acts as usual, and then nothing is saved."""
+    """The first signal is noted, as is a SIGHUP that follows; Ctrl-C then ends it, unsaved."""
     before, saved = signal.getsignal(signal.SIGINT), []
-    run = types.SimpleNamespace(stopped=False, step=0, save=lambda: saved.append(1),
+    run = types.SimpleNamespace(stopped=False, step=0, save=lambda: saved.append(1), saved=0,
                                 args=types.SimpleNamespace(total_timesteps=9, batch_size=1))
     with pytest.raises(KeyboardInterrupt):
         for _ in SCRIPTS[0].Run.iterations(run):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
             assert run.stopped
+            os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert not saved and signal.getsignal(signal.SIGINT) == before
