@@ -1,7 +1,7 @@
 """The scripts under test, tiny environments with known answers, and a few helpers.
 
-    python -m pytest --script my_ppo.py                       test your copy of a script
-    python -m pytest --script my_ppo.py --like ppo_discrete   and say of which one it is a copy
+    python -m pytest tests --script my_ppo.py                       test your copy of a script
+    python -m pytest tests --script my_ppo.py --like ppo_discrete   and say of which it is a copy
 
 With --script the tests see a folder in which the copy stands in the place of its origin, and only
 the origin's tests run, without those of what the five scripts have in common (test_structure.py).

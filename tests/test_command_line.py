@@ -1,5 +1,6 @@
 """The command line: flags, help, and one line for every bad input."""
 import dataclasses
+import importlib
 import math
 import re
 import subprocess
@@ -9,7 +10,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, Count, Spaces, each, each_kind, kinds, register, rows, trained
+from conftest import (
+    LADDER,
+    ROOT,
+    SCRIPTS,
+    Count,
+    Spaces,
+    each,
+    each_kind,
+    kinds,
+    register,
+    rows,
+    trained,
+)
 
 BOX = gym.spaces.Box(-1, 1, (3,), np.float32)
 OTHER = {"ppo_discrete": ("ppo_continuous", BOX),
@@ -430,7 +443,7 @@ def test_checkpoint_of_another_version(script, refused, tmp_path, capsys):
 @each(SCRIPTS)
 def test_checkpoint_of_another_script(script, flag, refused, tmp_path, capsys):
     """The line names the script that wrote it."""
-    other = next(s for s in SCRIPTS if s is not script)
+    other = importlib.import_module(next(name for name in LADDER if name != script.__name__))
     _, _, directory = trained(other, tmp_path, env_id=register(Count, kind=kinds(other)[0]))
     capsys.readouterr()
     refused(script, [f"{flag} {directory}", f"{other.__name__}.py"], flag, directory)

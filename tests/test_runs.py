@@ -458,7 +458,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 @pytest.mark.parametrize("script, sent", list(zip(SCRIPTS[-3:], SIGNALS)),
                          ids=lambda x: getattr(x, "__name__", str(x)))
 def test_signals(script, sent, tmp_path):
-    """Ctrl-C, SIGTERM, SIGHUP: a line at once, a checkpoint, a line on how to go on; exit code 0."""
+    """Ctrl-C, SIGTERM, SIGHUP: a line at once, a checkpoint, a line on going on, exit code 0."""
     env_id = REAL[kinds(script)[0]]
     command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id", env_id,
                "--num-envs", "2", "--num-steps", "512", "--total-timesteps", "100000000",

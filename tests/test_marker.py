@@ -1,0 +1,46 @@
+"""--script: the tests of a script, run on a copy of it."""
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, nearest
+
+
+def mark(path, *flags):
+    """The exit code and the output of the tests of advantages on this file."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests",
+                           f"--script={path}", "-k", "gae", *flags], cwd=ROOT, text=True,
+                          capture_output=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["ppo_discrete", "trpo"])
+def test_an_unchanged_copy_passes(name, tmp_path):
+    """Under any name, in any folder; of which script it is a copy, its text tells."""
+    (tmp_path / "my homework.py").write_bytes((ROOT / f"{name}.py").read_bytes())
+    code, out = mark(tmp_path / "my homework.py")
+    assert code == 0 and " passed" in out, out
+
+
+def test_a_slip_is_found(tmp_path):
+    """dones[t+1] with a rollout that stores done after the step: found, with what should hold."""
+    text = (ROOT / "a2c.py").read_text()
+    old = "advantages[t] += decay[t] * advantages[t + 1]"
+    assert text.count(old) == 1
+    (tmp_path / "mine.py").write_text(text.replace(old, old.replace("decay[t]", "decay[t + 1]")))
+    code, out = mark(tmp_path / "mine.py", "--like", "a2c")
+    assert code == 1 and "What should hold" in out and "ppo" not in out, out
+
+
+def test_the_nearest_script():
+    for name in ("reinforce", "ppo_continuous"):
+        text = (ROOT / f"{name}.py").read_text()
+        assert nearest(text.replace("gamma", "discount").split("# Part II: the run")[0]) == name
+
+
+def test_no_such_file_or_script(tmp_path):
+    code, out = mark(tmp_path / "nothing.py")
+    assert code == 2 and "there is no such file" in out
+    (tmp_path / "mine.py").write_text("")
+    code, out = mark(tmp_path / "mine.py", "--like", "dqn")
+    assert code == 2 and "must be one of reinforce" in out
