@@ -40,7 +40,7 @@ def test_the_nearest_script():
 
 def test_no_such_file_or_script(tmp_path):
     code, out = mark(tmp_path / "nothing.py")
-    assert code == 2 and "there is no such file" in out
+    assert code == 4 and "there is no such file" in out
     (tmp_path / "mine.py").write_text("")
     code, out = mark(tmp_path / "mine.py", "--like", "dqn")
-    assert code == 2 and "must be one of reinforce" in out
+    assert code == 4 and "must be one of reinforce" in out
