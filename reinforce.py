@@ -429,11 +429,19 @@ def say(text: str) -> None:
         print(text, flush=True)
     except UnicodeError:
         print(ascii(text), flush=True)
-    except OSError:
+    except (OSError, ValueError):
         sys.stdout = open(os.devnull, "w")
 
 
 say_once = functools.cache(say)  # one line per text
+
+
+def in_one_line(failed: threading.ExceptHookArgs) -> None:
+    """What ends a thread of TensorBoard's, such as a full disk, in place of its traceback."""
+    if "tensorboard" in type(failed.thread).__module__:
+        say_once(f"TensorBoard has stopped: {failed.exc_value}")
+    else:
+        threading.__excepthook__(failed)
 
 
 # ── 8. Environments [shared: all five] ────────────────────────────────────────────────────────────
@@ -461,10 +469,15 @@ class Envs(gym.vector.SyncVectorEnv):
     def first_obs(self, i: int, seed: int | None = None) -> np.ndarray:
         """Reset environment i."""
         result, space = self.envs[i].reset(seed=seed), self.single_observation_space
-        if not isinstance(result, tuple) or np.shape(result[0]) != space.shape:
+        try:
+            obs, _ = result
+            obs = np.array(obs, float)
+        except (TypeError, ValueError):
+            obs = np.array(0.0)
+        if obs.shape != space.shape:
             raise UserError(f"{self.envs[i]}: reset returned {str(result)[:200]}, not (an "
                             f"observation of shape {space.shape}, a dict)")
-        return np.array(result[0], float)
+        return obs
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         space, n = self.single_action_space, self.num_envs
@@ -620,7 +633,7 @@ class Optimizer:
     def store(self, state: list[Tensor]) -> None:
         """Make this the state, which stays where it is in memory."""
         for old, new in zip(self.state, state, strict=True):
-            old.copy_(new)
+            old.copy_(new.view(old.shape))  # copy_ alone would stretch a number to a vector
 
     def once(self, step: Callable, minibatch: list[Tensor]) -> list[Tensor]:
         """state, out = step(state, minibatch)    → out"""
@@ -729,9 +742,10 @@ class Run:
             if budget < min(self.step, checkpoint["args"].total_timesteps):
                 raise UserError(f"--total-timesteps {budget}: the run has taken {self.step} steps "
                                 "already, so give more")
-        self.csv_size = min(self.csv_size, self.csv.seek(0, os.SEEK_END))
-        self.csv.truncate(self.csv_size)  # the rows after the checkpoint will come again
-        (self.dir / "args.json").write_text(json.dumps(settings, indent=2))
+        written = (self.dir / "progress.csv").read_bytes()[:self.csv_size]
+        self.csv_size = written.rfind(b"\n") + 1  # whole rows; later ones will come again
+        self.csv.truncate(self.csv_size)
+        (self.dir / "args.json").write_text(json.dumps(settings, indent=2, default=str))
         if self.args.track:
             import wandb
             try:
@@ -740,6 +754,7 @@ class Run:
                            config=settings, resume="allow", sync_tensorboard=True)
             except wandb.errors.Error as error:
                 raise UserError(f"--track: {error} (WANDB_MODE=offline: no account)") from error
+        threading.excepthook = in_one_line
         self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1)
 
     def iterations(self) -> Iterator[int]:
@@ -750,8 +765,9 @@ class Run:
             if self.stopped and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.stopped = True
-            with suppress(OSError):  # there may be no terminal any more
-                os.write(2, b"\nstopping after this iteration; Ctrl-C: at once, unsaved\n")
+            with suppress(OSError, AttributeError):  # there may be no terminal any more
+                text = b"\nstopping after this iteration; Ctrl-C: at once, unsaved\n"
+                os.write(sys.stderr.fileno(), text)
 
         caught = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")
                   and signal.getsignal(s) not in (signal.SIG_IGN, None)]  # as under nohup
@@ -776,10 +792,11 @@ class Run:
         now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
         self.iteration, self.step = self.iteration + 1, self.step + rollout.size
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        check_finite(self.step, rollout._asdict() | metrics)
+        check_finite(self.step, rollout._asdict() | metrics | {
+            "obs_std": self.agent.obs_stats.std.cpu()})
         for at, episodic_return, length in rollout.episodes:
-            self.tensorboard.add_scalar("charts/episodic_return", episodic_return, start + at)
-            self.tensorboard.add_scalar("charts/episodic_length", length, start + at)
+            self.scalar("charts/episodic_return", episodic_return, start + at)
+            self.scalar("charts/episodic_length", length, start + at)
         self.episodes += len(rollout.episodes)
         self.unlogged += rollout.episodes
         self.last_returns = (self.last_returns + [e[1] for e in rollout.episodes])[-100:]
@@ -799,9 +816,13 @@ class Run:
         self.csv_size, self.unlogged = self.csv.tell(), []
         for name in ("SPS", *metrics):
             group = "charts" if name in ("SPS", "learning_rate") else "losses"
-            self.tensorboard.add_scalar(f"{group}/{name}", row[name], self.step)
+            self.scalar(f"{group}/{name}", row[name], self.step)
         average = f"{row['return_100']:.1f}" if self.last_returns else "unknown"
         self.show(f"return {average}, {row['SPS']:,} SPS")
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        with suppress(OSError):  # a full disk costs TensorBoard's curves, not the run
+            self.tensorboard.add_scalar(tag, value, step)
 
     def show(self, text: str) -> None:
         """The bar on a terminal, else a line at every 5 % of the run."""
@@ -830,10 +851,9 @@ class Run:
 
     def finish(self) -> None:
         """Evaluate, or after Ctrl-C say how to go on; close what is open."""
-        with suppress(OSError):
-            self.bar.close()
-        self.tensorboard.close()
-        self.csv.close()
+        for opened in (self.bar, self.tensorboard, self.csv):
+            with suppress(OSError):
+                opened.close()
         if self.stopped:
             say(f"stopped at step {self.step:,}; to go on: --resume {self.dir}")
         elif self.args.eval_episodes:
@@ -855,7 +875,8 @@ class Run:
 def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
     """UserError that names the first quantity with a NaN or an infinity in it."""
     largest = {name: float(np.abs(np.asarray(quantities.get(name, 0.0))).max()) for name in
-               ("obs", "next_obs", "rewards", "policy_loss", "value_loss", "approx_kl", "kl")}
+               ("obs", "next_obs", "rewards", "obs_std", "policy_loss", "value_loss", "approx_kl",
+                "kl")}
     for name, value in largest.items():
         if not value < math.inf:
             advice = ("the environment returned it" if name in ("obs", "next_obs", "rewards") else
@@ -863,6 +884,22 @@ def check_finite(step: int, quantities: dict[str, Tensor | float]) -> None:
                       "smaller --learning-rate or --target-kl may help")
             raise UserError(f"{name} is NaN or infinite by step {step:,} ({advice}): training "
                             "stops; what was saved before stays as it is")
+
+
+def check_saved(checkpoint: dict) -> None:
+    """ValueError, or any other, for what no run can have written."""
+    for name, hint in get_type_hints(Args).items():
+        value, kinds = getattr(checkpoint["args"], name), get_args(hint) or (hint,)
+        integer = type(value) is int and float in kinds
+        if not (integer or type(value) in kinds or value in kinds):  # a Literal's kinds are values
+            raise ValueError(f"{name} is {value!r}")
+    progress = checkpoint["progress"]
+    if {n: type(x) for n, x in progress.items()} != {n: type(x) for n, x in Run.progress.items()}:
+        raise ValueError("its counts are damaged")
+    if not all(0 <= x < 2**53 for x in progress.values() if type(x) is not list):
+        raise ValueError("its counts are damaged")
+    np.array(progress["unlogged"], float).reshape(-1, 3)
+    np.array(progress["last_returns"], float)
 
 
 def restore(args: Args, agent: Agent | None = None, optimizer: Optimizer | None = None) -> dict:
@@ -877,14 +914,7 @@ def restore(args: Args, agent: Agent | None = None, optimizer: Optimizer | None 
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"a run of {checkpoint['algorithm']}.py, use that script")
         saved = checkpoint["args"] = Args(**checkpoint["args"])
-        for name, hint in get_type_hints(Args).items():
-            value, kinds = getattr(saved, name), get_args(hint) or (hint,)  # Literal's are values
-            integer = type(value) is int and float in kinds
-            if not (integer or type(value) in kinds or value in kinds):
-                raise ValueError(f"{name} is {value!r}")
-        if {n: type(x) for n, x in checkpoint["progress"].items()} != {
-                n: type(x) for n, x in Run.progress.items()}:
-            raise ValueError("its counts are damaged")
+        check_saved(checkpoint)
         if ":" in saved.env_id and saved.env_id != args.env_id:
             raise ValueError(f"its environment imports a module; if you trust that, add --env-id "
                              f"{saved.env_id!r}")
@@ -912,7 +942,8 @@ def evaluate(agent: Agent, args: Args, episodes: int, run_dir: Path | None = Non
     envs, returns = make_envs(replace(args, num_envs=1), folder), []
     agent = copy.deepcopy(agent).cpu()
     obs, _ = envs.reset(seed=(args.seed, 2**31))  # not the episodes of the training
-    for _ in range(episodes * (envs.envs[0].spec.max_episode_steps or 10_000)):
+    longest = min(envs.envs[0].spec.max_episode_steps or 10_000, 100_000)
+    for _ in range(episodes * longest):
         policy = agent.policy(torch.from_numpy(obs))
         actions = policy.mode if args.eval_deterministic else policy.sample()
         obs, *_, infos = envs.step(actions.numpy())
@@ -937,35 +968,43 @@ def check_args(args: Args) -> None:
         low, high = limits.get(name, (1, 10**12) if type(value) is int else (1e-12, 1e12))
         if type(value) in (int, float) and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
-    batch, parts = args.batch_size, getattr(args, "num_minibatches", 1)
-    for wrong, text in (
-            (None not in (args.evaluate, args.resume), "--evaluate and --resume: give one of them"),
-            (args.evaluate is not None and not args.eval_episodes, "--eval-episodes 0: --evaluate "
-             "has nothing to play"),
-            (batch > args.total_timesteps, f"--total-timesteps {args.total_timesteps}: less than "
-             f"one iteration of {batch} steps"),
-            (hasattr(args, "num_minibatches") and (batch % parts or batch // parts < 2),
-             f"--num-minibatches {parts}: must divide the batch of {batch} (--num-envs times "
-             "--num-steps) into minibatches of 2 or more"),
-            (batch == 1 and hasattr(args, "num_steps"), "--num-steps 1 and --num-envs 1: a batch "
-             "of one step has no spread; raise either"),
-            (getattr(args, "baseline", "") == "group" and args.num_envs == 1, "--baseline group: "
-             "compares the episodes of a round, so it needs --num-envs 2 or more"),
-            (args.track and not find_spec("wandb"), "--track: needs wandb (pip install wandb)"),
-            (args.capture_video and not args.eval_episodes, "--capture-video: films the "
-             "evaluation, so not with --eval-episodes 0")):
-        if wrong:
-            raise UserError(text)
-    if args.capture_video:  # a film of two frames, to see now what fails
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                envs = make_envs(replace(args, num_envs=1, eval_episodes=1), Path(folder))
-                envs.reset(seed=args.seed)
-                envs.step(0 * envs.action_space.sample())
-                envs.close()
-        except Exception as error:
-            raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (MuJoCo "
-                            "without a display: MUJOCO_GL=egl or osmesa)") from error
+    batch, parts = args.batch_size, getattr(args, "num_minibatches", None)
+    group = getattr(args, "baseline", "") == "group"
+    wrong = {
+        "--evaluate and --resume: give one of them": None not in (args.evaluate, args.resume),
+        "--eval-episodes 0: --evaluate has nothing to play": (args.evaluate is not None
+                                                              and not args.eval_episodes),
+        f"--total-timesteps {args.total_timesteps}: less than one iteration of {batch} steps":
+            batch > args.total_timesteps,
+        f"--num-minibatches {parts}: must divide the batch of {batch} (--num-envs times "
+        "--num-steps) into minibatches of 2 or more":
+            parts and (batch % parts or batch // parts < 2),
+        "--num-steps 1 and --num-envs 1: a batch of one step has no spread; raise either":
+            batch == 1 and hasattr(args, "num_steps"),
+        "--baseline group: compares the episodes of a round, so it needs --num-envs 2 or more":
+            group and args.num_envs == 1,
+        "--track: needs wandb (pip install wandb)": args.track and not find_spec("wandb"),
+        "--capture-video: films the evaluation, so not with --eval-episodes 0":
+            args.capture_video and not args.eval_episodes}
+    for text in filter(wrong.get, wrong):
+        raise UserError(text)
+    if args.capture_video:
+        check_film(args)
+
+
+def check_film(args: Args) -> None:
+    """UserError if a film of one step fails: better now than after the training."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            envs = make_envs(replace(args, num_envs=1, eval_episodes=1), Path(folder))
+            envs.reset(seed=args.seed)
+            envs.step(0 * envs.action_space.sample())
+            envs.close()
+            if not any(Path(folder).glob("*.mp4")):
+                raise ValueError("no film came of it")
+    except Exception as error:
+        raise UserError(f"--capture-video: cannot film {args.env_id}: {error} (MuJoCo without a "
+                        "display: MUJOCO_GL=egl or osmesa)") from error
 
 
 def start(args: Args) -> torch.device:
@@ -986,11 +1025,13 @@ def start(args: Args) -> torch.device:
 def main() -> None:
     """Flags; with --resume or --evaluate, the flags of that run, changed by those given now."""
     warnings.filterwarnings("once", message=".*out of date")  # Gymnasium's, at every gym.make
-    for stream in sys.stdout, sys.stderr:
-        if hasattr(stream, "reconfigure"):  # a code page without γ ends no run, nor --help
-            stream.reconfigure(errors="replace")
+    for name in "stdout", "stderr":
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):  # a code page without γ ends no run
+            getattr(sys, name).reconfigure(errors="replace")
     given = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a notebook's are not for us
-    given = [re.sub(r"\b\d+(\.\d+)?e\d\d?$", lambda m: f"{float(m[0]):.15g}", flag)
+    given = [re.sub(r"\b\d+(\.\d+)?[eE]\+?\d\d?$", lambda m: f"{float(m[0]):.15g}", flag)
              for flag in given]  # 1e6 is an integer, too
     try:
         args = tyro.cli(Args, args=given, description=(__doc__ or ALGORITHM).splitlines()[0])
