@@ -769,8 +769,8 @@ class Run:
                 text = b"\nstopping after this iteration; Ctrl-C: at once, unsaved\n"
                 os.write(sys.stderr.fileno(), text)
 
-        caught = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")
-                  and signal.getsignal(s) not in (signal.SIG_IGN, None)]  # as under nohup
+        caught = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM") or s.name == "SIGHUP"
+                  and signal.getsignal(s) != signal.SIG_IGN]  # which it is under nohup
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = {s: signal.signal(s, stop) for s in caught if in_main_thread}
         last_start = self.args.total_timesteps - self.args.batch_size
@@ -782,7 +782,7 @@ class Run:
             self.save()
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def log(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Count an iteration; stop at NaN; write a row and TensorBoard.

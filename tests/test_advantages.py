@@ -154,3 +154,16 @@ def test_batch_of_a_rollout(script, kind):
     torch.testing.assert_close(batch.returns, (expected + values).flatten())
     torch.testing.assert_close(batch.obs, rollout.obs.flatten(0, 1))
     assert not any(x.requires_grad for x in batch)
+
+
+@each_kind(ACTOR_CRITIC)
+def test_the_critic_learns_returns_not_standardised_ones(script, kind):
+    """R = Â + V with Â as GAE gives it: --norm-adv changes the advantages, not the target."""
+    args, envs, agent, obs = setup(script, env_id=register(Constant, kind=kind), num_steps=13,
+                                   norm_reward=False, norm_adv=False)
+    rollout, _ = script.collect_rollout(agent, envs, obs, args)
+    plain = script.make_batch(agent, rollout, args)
+    args.norm_adv = True
+    standardised = script.make_batch(agent, rollout, args)
+    assert torch.equal(plain.returns, standardised.returns)
+    assert not torch.allclose(plain.advantages, standardised.advantages)

@@ -8,12 +8,14 @@ from conftest import (
     ACTOR_CRITIC,
     SCRIPTS,
     Count,
+    OneStep,
     each,
     each_kind,
     learn,
     make_optimizer,
     register,
     setup,
+    trained,
 )
 
 
@@ -181,3 +183,24 @@ def test_statistics_are_saved_with_the_agent(script, kind):
         for buffer in ("mean", "var", "std", "count"):
             ours, loaded = (getattr(getattr(a, name), buffer) for a in (agent, other))
             assert torch.equal(ours, loaded) and not torch.equal(ours, torch.zeros_like(ours))
+
+
+@each_kind(SCRIPTS)
+def test_statistics_change_after_the_update(script, kind, tmp_path, monkeypatch):
+    """They stay from acting to the last gradient step, as they are part of π_old. Then they take
+    each step of the rollout once."""
+    counts = {"collect_rollout": [], "make_batch": [], "update": []}
+
+    def noting(name, function):
+        def call(agent, *rest):
+            counts[name].append(float(agent.obs_stats.count))
+            return function(agent, *rest)
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(script, name, noting(name, getattr(script, name)))
+    _, agent, _ = trained(script, tmp_path, env_id=register(OneStep, kind=kind))
+    acting = counts["collect_rollout"]
+    assert len(acting) > 1 and acting == counts["make_batch"] == counts["update"]
+    per_iteration = {after - before for before, after in zip(acting, acting[1:])}
+    assert per_iteration == {acting[1]} and agent.obs_stats.count == len(acting) * acting[1]

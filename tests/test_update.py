@@ -268,6 +268,23 @@ def test_frozen_parameters_stay(script, kind):
         assert torch.equal(p, before[name]) != p.requires_grad, name
 
 
+@each_kind(PPO)
+def test_the_ratio_is_to_the_policy_that_acted(script, kind, monkeypatch):
+    """At every step of an update, the second epoch's too, log π_old is the batch's: it is computed
+    once, before the first step."""
+    args, agent, optimizer, rollout = prepared(script, kind, learning_rate=0.01)
+    batch, seen, loss = script.make_batch(agent, rollout, args), [], script.policy_loss
+    monkeypatch.setattr(script, "policy_loss", lambda logprobs, old_logprobs, *rest: (
+        seen.append(old_logprobs) or loss(logprobs, old_logprobs, *rest)))
+    script.update(agent, optimizer, batch, args)
+    steps = args.update_epochs * args.num_minibatches
+    for epoch in range(args.update_epochs):
+        first = epoch * args.num_minibatches
+        old = torch.cat(seen[first:first + args.num_minibatches])
+        assert torch.equal(old.sort().values, batch.logprobs.sort().values), f"epoch {epoch + 1}"
+    assert steps == 8 and len(seen) >= steps
+
+
 # --------------------------------------------------------------------------------------------------
 # --compile
 # --------------------------------------------------------------------------------------------------
