@@ -30,7 +30,7 @@ REAL = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
 
 
 def command(script, tmp_path, *flags):
-    """The command line of a run of 512 steps."""
+    """The command line of a run of 1,024 steps."""
     return [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id",
             REAL[kinds(script)[0]], "--num-envs", "2", "--total-timesteps", "1024", "--no-cuda",
             "--eval-episodes", "1", "--run-dir", str(tmp_path), *flags]
