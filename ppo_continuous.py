@@ -710,7 +710,8 @@ class Run:
         try:
             self.open({"algorithm": ALGORITHM} | asdict(args) | facts)
         except OSError as error:
-            raise UserError(f"--run-dir, {self.dir}: {error.strerror}") from error
+            flag = "run-dir" if args.resume is None else "resume"
+            raise UserError(f"--{flag}, {self.dir}: {error.strerror or error}") from error
         say(f"{ALGORITHM}, {args.env_id}, seed {args.seed}; "
             + " ".join(map(" ".join, facts.items())))
         say(f"steps {self.step:,} to {args.total_timesteps:,}, at least {args.batch_size:,} an "
@@ -818,7 +819,7 @@ class Run:
         self.show(f"return {average}, {row['SPS']:,} SPS")
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        with suppress(OSError):  # a full disk costs TensorBoard's curves, not the run
+        with suppress(OSError):  # TensorBoard's failure alone must not end the run
             self.tensorboard.add_scalar(tag, value, step)
 
     def show(self, text: str) -> None:
@@ -926,7 +927,7 @@ def restore(args: Args, agent: Agent | None = None, optimizer: Optimizer | None 
             torch.set_rng_state(checkpoint["rng"])
         return checkpoint
     except Exception as error:  # a damaged file can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--{flag} {run_dir}: no usable checkpoint.pt: {reason}") from error
 
 
@@ -1028,14 +1029,16 @@ def main() -> None:
         if hasattr(getattr(sys, name), "reconfigure"):  # a code page without γ ends no run
             getattr(sys, name).reconfigure(errors="replace")
     given = [] if "ipykernel" in sys.modules else sys.argv[1:]  # a notebook's are not for us
-    given = [re.sub(r"\b\d+(\.\d+)?[eE]\+?\d\d?$", lambda m: f"{float(m[0]):.15g}", flag)
+    given = [re.sub(r"^(--[\w-]+=)?(\d+(?:\.\d+)?[eE]\+?\d\d?)$",
+                    lambda m: f"{m[1] or ''}{float(m[2]):.15g}", flag)
              for flag in given]  # 1e6 is an integer, too
     try:
         args = tyro.cli(Args, args=given, description=(__doc__ or ALGORITHM).splitlines()[0])
         if args.resume is not None or args.evaluate is not None:
             saved = replace(restore(args)["args"], resume=None, evaluate=None)
             if args.evaluate is not None:  # some episodes and no film, unless told otherwise
-                saved = replace(saved, capture_video=False, eval_episodes=saved.eval_episodes or 10)
+                saved = replace(saved, capture_video=False, track=False, cuda=False,
+                                eval_episodes=saved.eval_episodes or 10)
             args = tyro.cli(Args, args=given, default=saved)
         if args.evaluate is None:
             train(args)

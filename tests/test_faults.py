@@ -538,6 +538,19 @@ def test_powers_of_ten(script, text, value, monkeypatch):
     assert seen[0].total_timesteps == value and seen[0].learning_rate == 1.5e-4
 
 
+@each(SCRIPTS)
+def test_only_a_whole_number_is_a_power_of_ten(script, monkeypatch):
+    """Names that end in one keep it, and .1e2 is not taken for .100."""
+    seen = []
+    monkeypatch.setattr(script, "train", seen.append)
+    monkeypatch.setattr(sys, "argv", ["x", "--run-dir", "out/lr-1e6", "--exp-name=x-1e3",
+                                      "--clip-obs", ".1e2", "--clip-reward", "1.25e1"])
+    script.main()
+    args = seen[0]
+    assert (args.run_dir, args.exp_name, args.clip_obs, args.clip_reward) == (
+        "out/lr-1e6", "x-1e3", 10.0, 12.5)
+
+
 # --------------------------------------------------------------------------------------------------
 # Killed at any moment
 # --------------------------------------------------------------------------------------------------
