@@ -165,8 +165,8 @@ class Agent(nn.Module):
         return self.critic(self.normalise(obs)).squeeze(-1)
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Updates std(C), where C_t = r_t + γ C_{t−1} begins anew in each episode, then divides by
-        it; (T, N) → (T, N). [IM §3] No mean is subtracted, as that would change the task."""
+        """(T, N) → (T, N): updates std(C), divides by it, clips. C_t = r_t + γ C_{t−1} begins anew
+        in each episode. [IM §3] No mean is subtracted, as that would change the task."""
         if not self.args.norm_reward:
             return rewards.float()
         sums, decay = rewards.numpy().copy(), self.args.gamma * ~done.numpy()
@@ -180,14 +180,14 @@ class Agent(nn.Module):
 
 # ── 3. Rollout [shared: actor-critic] ─────────────────────────────────────────────────────────────
 class Rollout(NamedTuple):
-    """T steps of N environments. terminated[t] and done[t]: what transition t ended."""
+    """T steps of N environments. The flags at index t say what transition t ended."""
     obs: Tensor  # (T, N, O) s_t, raw
     actions: Tensor  # (T, N, A) or (T, N), a_t as sampled
     rewards: Tensor  # (T, N) r_t, raw
     next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
-    episodes: list[tuple[int, float, int]]  # (step of this rollout, return, length) of the ended
+    episodes: list[tuple[int, float, int]]  # (step, return, length) of each that ended
     size: int  # B = T·N, environment steps taken
 
 

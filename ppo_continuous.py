@@ -50,7 +50,7 @@ class Hyperparameters:
     learning_rate: float = 3e-4  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     update_epochs: int = 10  # K, passes over the batch
-    num_minibatches: int = 16  # minibatches per pass, of M = B / num_minibatches steps
+    num_minibatches: int = 16  # minibatches per pass, of M = B / num_minibatches transitions
     clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
@@ -109,7 +109,7 @@ class Agent(nn.Module):
         self.args = args
         self.obs_stats, self.return_stats = RunningStats((obs_size,)), RunningStats(())
         self.running_return = 0.0  # (N,) once there are rewards: γC of scale_rewards
-        self.actor = self.network(obs_size, space.shape[0], gain=0.01)  # μ ≈ 0 everywhere at first
+        self.actor = self.network(obs_size, space.shape[0], gain=0.01)  # μ ≈ 0 if ortho_init
         self.critic = self.network(obs_size, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full(space.shape, args.log_std_init))
 
@@ -139,8 +139,8 @@ class Agent(nn.Module):
         return self.critic(self.normalise(obs)).squeeze(-1)
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Updates std(C), where C_t = r_t + γ C_{t−1} begins anew in each episode, then divides by
-        it; (T, N) → (T, N). [IM §3] No mean is subtracted, as that would change the task."""
+        """(T, N) → (T, N): updates std(C), divides by it, clips. C_t = r_t + γ C_{t−1} begins anew
+        in each episode. [IM §3] No mean is subtracted, as that would change the task."""
         if not self.args.norm_reward:
             return rewards.float()
         sums, decay = rewards.numpy().copy(), self.args.gamma * ~done.numpy()
@@ -154,14 +154,14 @@ class Agent(nn.Module):
 
 # ── 3. Rollout [shared: actor-critic] ─────────────────────────────────────────────────────────────
 class Rollout(NamedTuple):
-    """T steps of N environments. terminated[t] and done[t]: what transition t ended."""
+    """T steps of N environments. The flags at index t say what transition t ended."""
     obs: Tensor  # (T, N, O) s_t, raw
     actions: Tensor  # (T, N, A) or (T, N), a_t as sampled
     rewards: Tensor  # (T, N) r_t, raw
     next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
-    episodes: list[tuple[int, float, int]]  # (step of this rollout, return, length) of the ended
+    episodes: list[tuple[int, float, int]]  # (step, return, length) of each that ended
     size: int  # B = T·N, environment steps taken
 
 
@@ -239,8 +239,8 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
 
         L = −mean[ min(ρÂ, clip(ρ, 1−ε, 1+ε) Â) ],    ρ = π(a|s) / π_old(a|s)
 
-    Where the clipped term is the smaller one, the gradient is zero: clipping removes the reward
-    for moving on, it does not pull back."""
+    Where the clipped term is the smaller one, the gradient is zero: clipping removes the incentive
+    to move on; it does not pull back."""
     assert logprobs.shape == old_logprobs.shape == advantages.shape
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -267,7 +267,7 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 
 # ── 6. Update [shared: ppo] ───────────────────────────────────────────────────────────────────────
 def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
-    """One step of Adam, as torch.optim.Adam(eps=1e-5) takes it.    [Kingma & Ba 2015]
+    """One step of Adam, β = (0.9, 0.999), ε = 1e-5, as torch.optim.Adam's.    [Kingma & Ba 2015]
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)
 
@@ -281,9 +281,9 @@ def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
 
 def minibatch_step(optimizer: Optimizer, args: Args, state: list[Tensor], minibatch: list[Tensor]
                    ) -> tuple[list[Tensor], list[Tensor]]:
-    """One step on M transitions: state → the next one, [the gradient's norm, was it taken?]. It
-    changes nothing in place, so it can be compiled together with the loop around it."""
-    *adam_state, stopped = state  # [θ, m, v, c₁, c₂]; 1 once --target-kl has ended the update
+    """One step on M transitions. Returns the next state and [gradient norm, was the step taken?].
+    It changes nothing in place, so it can be compiled together with the loop around it."""
+    *adam_state, stopped = state  # [θ, m, v, c₁, c₂]; stopped: 1 once --target-kl ended it
     obs, actions, old_logprobs, old_values, advantages, returns = minibatch
 
     def losses(agent: Agent) -> tuple[Tensor, Tensor]:
@@ -303,7 +303,7 @@ def minibatch_step(optimizer: Optimizer, args: Args, state: list[Tensor], miniba
         gradient = gradient * (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     after = adam(adam_state, gradient, optimizer.lr)
     stopped = torch.where(kl > (args.target_kl or math.inf), 1.0, stopped)
-    if args.target_kl:  # neither this step nor a later one of this update is taken
+    if args.target_kl:  # once stopped, neither this step nor a later one of the update is taken
         after = [torch.where(stopped > 0, old, new) for old, new in zip(adam_state, after)]
     return [*after, stopped], [norm, stopped == 0]
 

@@ -165,8 +165,8 @@ class Agent(nn.Module):
         return self.critic(self.normalise(obs)).squeeze(-1)
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Updates std(C), where C_t = r_t + γ C_{t−1} begins anew in each episode, then divides by
-        it; (T, N) → (T, N). [IM §3] No mean is subtracted, as that would change the task."""
+        """(T, N) → (T, N): updates std(C), divides by it, clips. C_t = r_t + γ C_{t−1} begins anew
+        in each episode. [IM §3] No mean is subtracted, as that would change the task."""
         if not self.args.norm_reward:
             return rewards.float()
         sums, decay = rewards.numpy().copy(), self.args.gamma * ~done.numpy()
@@ -300,7 +300,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, episodes: int) -> Tensor:
 
 # ── 6. Update [specific] ──────────────────────────────────────────────────────────────────────────
 def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
-    """One step of Adam, as torch.optim.Adam(eps=1e-5) takes it.    [Kingma & Ba 2015]
+    """One step of Adam, β = (0.9, 0.999), ε = 1e-5, as torch.optim.Adam's.    [Kingma & Ba 2015]
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)
 

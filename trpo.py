@@ -62,7 +62,7 @@ class Hyperparameters:
     backtrack_coef: float = 0.8  # each try of the line search shortens the step by this factor
     backtrack_iters: int = 10  # tries of the line search
     critic_epochs: int = 10  # passes of the critic over the batch
-    num_minibatches: int = 32  # minibatches per pass, of M = B / num_minibatches steps
+    num_minibatches: int = 32  # minibatches per pass, of M = B / num_minibatches transitions
     clip_coef: float = 0.2  # ε, clipping range of PPO's ratio, and of V's change if --clip-vloss
     clip_vloss: bool = False  # clip the change of the value function too (not in the paper)
     norm_adv: bool = True  # standardise the batch's advantages (not in the paper)
@@ -177,8 +177,8 @@ class Agent(nn.Module):
         return self.critic(self.normalise(obs)).squeeze(-1)
 
     def scale_rewards(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Updates std(C), where C_t = r_t + γ C_{t−1} begins anew in each episode, then divides by
-        it; (T, N) → (T, N). [IM §3] No mean is subtracted, as that would change the task."""
+        """(T, N) → (T, N): updates std(C), divides by it, clips. C_t = r_t + γ C_{t−1} begins anew
+        in each episode. [IM §3] No mean is subtracted, as that would change the task."""
         if not self.args.norm_reward:
             return rewards.float()
         sums, decay = rewards.numpy().copy(), self.args.gamma * ~done.numpy()
@@ -192,14 +192,14 @@ class Agent(nn.Module):
 
 # ── 3. Rollout [shared: actor-critic] ─────────────────────────────────────────────────────────────
 class Rollout(NamedTuple):
-    """T steps of N environments. terminated[t] and done[t]: what transition t ended."""
+    """T steps of N environments. The flags at index t say what transition t ended."""
     obs: Tensor  # (T, N, O) s_t, raw
     actions: Tensor  # (T, N, A) or (T, N), a_t as sampled
     rewards: Tensor  # (T, N) r_t, raw
     next_obs: Tensor  # (T, N, O) s_{t+1}; where an episode ended, its last observation
     terminated: Tensor  # (T, N) bool: the task ended, nothing follows
     done: Tensor  # (T, N) bool: the episode ended, by termination or by a time limit
-    episodes: list[tuple[int, float, int]]  # (step of this rollout, return, length) of the ended
+    episodes: list[tuple[int, float, int]]  # (step, return, length) of each that ended
     size: int  # B = T·N, environment steps taken
 
 
@@ -398,7 +398,7 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
 
 
 def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:
-    """One step of Adam, as torch.optim.Adam(eps=1e-5) takes it.    [Kingma & Ba 2015]
+    """One step of Adam, β = (0.9, 0.999), ε = 1e-5, as torch.optim.Adam's.    [Kingma & Ba 2015]
 
         m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²,   θ ← θ − α m̂ / (√v̂ + ε)
 
