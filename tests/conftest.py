@@ -1,106 +1,21 @@
-"""The scripts under test, tiny environments with known answers, and a few helpers.
-
-    python -m pytest tests --script my_ppo.py                       test your copy of a script
-    python -m pytest tests --script my_ppo.py --like ppo_discrete   and say of which it is a copy
-
-With --script the tests see a folder in which the copy stands in the place of its origin, and only
-the origin's tests run, without those of what the five scripts have in common (test_structure.py).
-"""
-import argparse
-import atexit
+"""The scripts under test, tiny environments with known answers, and a few helpers."""
 import csv
 import dataclasses
-import difflib
 import importlib
 import inspect
 import itertools
 import re
-import shutil
 import signal
-import sys
-import tempfile
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from marker import IGNORED, LADDER, NAMES, ROOT  # noqa: F401  (test files take the last three here)
 
-ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # as start() does: tiny operations lose with more
-
-LADDER = ["reinforce", "a2c", "ppo_discrete", "ppo_continuous", "trpo"]
-NAMES = [name for name in LADDER if (ROOT / f"{name}.py").exists()]
-
-
-# --------------------------------------------------------------------------------------------------
-# --script: the tests as a marker
-# --------------------------------------------------------------------------------------------------
-def pytest_addoption(parser):
-    group = parser.getgroup("coursework")
-    group.addoption("--script", metavar="FILE", help="test this copy of a script")
-    group.addoption("--like", metavar="NAME", help="the script that it is a copy of, such as "
-                    "ppo_discrete; without: the one whose text is nearest")
-
-
-def nearest(text: str) -> str:
-    """The script with the most lines in common with this text."""
-    def likeness(name):
-        lines = (ROOT / f"{name}.py").read_text("utf-8").splitlines()
-        return difflib.SequenceMatcher(None, text.splitlines(), lines, autojunk=False).ratio()
-    return max(NAMES, key=likeness)
-
-
-def with_copy(path: Path, like: str) -> Path:
-    """A folder with all scripts, and the copy in the place of its origin."""
-    folder = Path(tempfile.mkdtemp(prefix="marked-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in NAMES:
-        shutil.copy(path if name == like else ROOT / f"{name}.py", folder / f"{name}.py")
-    return folder
-
-
-flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # before pytest's are parsed
-flags.add_argument("--script", type=Path)
-flags.add_argument("--like", type=lambda name: name.removesuffix(".py"))
-MARKED = flags.parse_known_args()[0]
-if MARKED.script:
-    if not MARKED.script.is_file():
-        pytest.exit(f"--script {MARKED.script}: there is no such file", 2)
-    MARKED.like = MARKED.like or nearest(MARKED.script.read_text("utf-8"))
-    if MARKED.like not in NAMES:
-        pytest.exit(f"--like {MARKED.like}: must be one of {', '.join(NAMES)}", 2)
-    ROOT, NAMES = with_copy(MARKED.script, MARKED.like), [MARKED.like]
-    collect_ignore = ["test_structure.py", "test_benchmarks.py", "test_marker.py", "test_bugs.py"]
-    collect_ignore += [
-        f"test_{name}.py" for name in LADDER if name != MARKED.like]
-sys.path.insert(0, str(ROOT))
-
-
-def pytest_report_header():
-    return [f"{MARKED.script} is tested as a copy of {MARKED.like}.py"] if MARKED.script else []
-
-
-def pytest_collection_modifyitems(config, items):
-    """With --script: the tests that take a script, and those of the origin's own file."""
-    def about_it(item):
-        return (item.path.name == f"test_{MARKED.like}.py"
-                or "script" in getattr(getattr(item, "callspec", None), "params", {}))
-
-    if MARKED.script:
-        config.hook.pytest_deselected(items=[item for item in items if not about_it(item)])
-        items[:] = filter(about_it, items)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    """With --script, a failure says what the test holds."""
-    report = yield
-    if MARKED.script and report.failed:
-        report.sections.insert(0, ("What should hold", inspect.getdoc(item.function) or ""))
-    return report
-
-
+collect_ignore = IGNORED
 SCRIPTS = [importlib.import_module(name) for name in NAMES]
 ACTOR_CRITIC = [s for s in SCRIPTS if hasattr(s, "compute_gae")]
 PPO = [s for s in SCRIPTS if s.__name__.startswith("ppo_")]

@@ -3,13 +3,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, nearest
+from conftest import ROOT
+from marker import nearest
 
 
 def mark(path, *flags):
     """The exit code and the output of the tests of advantages on this file."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests",
-                           f"--script={path}", "-k", "gae", *flags], cwd=ROOT, text=True,
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                           "-k", "gae", *flags, f"--script={path}"], cwd=ROOT, text=True,
                           capture_output=True)
     return done.returncode, done.stdout + done.stderr
 
@@ -20,6 +21,19 @@ def test_an_unchanged_copy_passes(name, tmp_path):
     (tmp_path / "my homework.py").write_bytes((ROOT / f"{name}.py").read_bytes())
     code, out = mark(tmp_path / "my homework.py")
     assert code == 0 and " passed" in out, out
+
+
+def test_two_words_will_do(tmp_path):
+    """`--script my_ppo.py`, without =, for a copy beside its origin, as most are."""
+    copy = ROOT / "runs" / f"copy_{tmp_path.name}.py"  # a folder that git ignores
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes((ROOT / "a2c.py").read_bytes())
+    try:
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k",
+                               "lambda_0", "--script", copy], cwd=ROOT, capture_output=True)
+    finally:
+        copy.unlink()
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
 def test_a_slip_is_found(tmp_path):
