@@ -14,16 +14,18 @@ What differs from a2c.py: sections 5 and 6. Data is used K times, so the step mu
 [PPO] Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347
 [GAE] Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, arXiv 1506.02438
 [IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
-
 Run it: python ppo_discrete.py --env-id CartPole-v1
 """
 from __future__ import annotations
 
-import copy
 import functools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+if __name__ == "__main__":  # Ctrl-C needs no traceback, even during the imports, which take seconds
+    sys.excepthook = lambda kind, *x: kind is KeyboardInterrupt or sys.__excepthook__(kind, *x)
 
 import gymnasium as gym
 import numpy as np
@@ -376,13 +378,13 @@ def train(args: Args) -> Agent:
 # dependencies = ["torch==2.13.0", "gymnasium[classic-control,box2d,mujoco]>=1.4,<2", "numpy",
 #                 "tyro>=1.0", "tensorboard>=2.21", "wandb", "tqdm", "moviepy", "pytest"]
 # ///
+import copy
 import io
 import json
 import os
 import random
 import re
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -1054,8 +1056,6 @@ def main() -> None:
         text = f"{ALGORITHM}: {error}"  # one line, without what moves a terminal's cursor
         print("".join(c if c.isprintable() else " " for c in text), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

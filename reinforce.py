@@ -16,16 +16,18 @@ It is the first on the ladder. The next one, a2c.py, needs no whole episodes.
 [PG]  Sutton et al. 1999, Policy Gradient Methods for RL with Function Approximation, NeurIPS 12
 [GRPO] Shao et al. 2024, DeepSeekMath, arXiv 2402.03300: group-relative advantages
 [IM]  Engstrom et al. 2020, Implementation Matters in Deep Policy Gradients, arXiv 2005.12729
-
 Run it: python reinforce.py --env-id CartPole-v1
 """
 from __future__ import annotations
 
-import copy
 import functools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+if __name__ == "__main__":  # Ctrl-C needs no traceback, even during the imports, which take seconds
+    sys.excepthook = lambda kind, *x: kind is KeyboardInterrupt or sys.__excepthook__(kind, *x)
 
 import gymnasium as gym
 import numpy as np
@@ -376,13 +378,13 @@ def train(args: Args) -> Agent:
 # dependencies = ["torch==2.13.0", "gymnasium[classic-control,box2d,mujoco]>=1.4,<2", "numpy",
 #                 "tyro>=1.0", "tensorboard>=2.21", "wandb", "tqdm", "moviepy", "pytest"]
 # ///
+import copy
 import io
 import json
 import os
 import random
 import re
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -1054,8 +1056,6 @@ def main() -> None:
         text = f"{ALGORITHM}: {error}"  # one line, without what moves a terminal's cursor
         print("".join(c if c.isprintable() else " " for c in text), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

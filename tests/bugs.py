@@ -5,7 +5,7 @@
     python tests/bugs.py --solution 7    what is wrong, and which test says so
 
 A student finds the slip with the slides, with the metrics, or with
-`python -m pytest tests --script bug_07.py`. The numbers are in no order of difficulty.
+`python -m pytest --script bug_07.py`. The numbers are in no order of difficulty.
 """
 import argparse
 import sys

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -433,6 +434,25 @@ def test_the_directory_goes(script, tmp_path, refused, monkeypatch):
     if hasattr(args, "num_minibatches"):
         flags += ["--num-minibatches", 2]
     refused(script, ["No such file"], "--run-dir", tmp_path / "runs", *flags)
+
+
+@pytest.mark.parametrize("module", ["gymnasium", "torch", "tqdm"])
+def test_ctrl_c_during_the_imports(module, tmp_path):
+    """No traceback, and the exit status of a program that Ctrl-C has ended."""
+    script = SCRIPTS[-1]
+    (tmp_path / "sitecustomize.py").write_text(f"""if True:
+        import os, signal, sys
+        class Finder:
+            def find_spec(self, name, *rest):
+                if name == {module!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Finder())
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+        """)
+    done = subprocess.run(command(script, tmp_path / "runs"), capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    assert not (tmp_path / "runs").exists()
 
 
 # --------------------------------------------------------------------------------------------------
