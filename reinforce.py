@@ -236,7 +236,7 @@ def with_baseline(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> 
     """Ψ_t = G_t − b, what multiplies ∇ log π(a_t|s_t).    (T, E) → (T, E)
 
         none    b = 0 (but --norm-adv subtracts the batch's mean, and that is a baseline, too)
-        mean    b = mean G of the other episodes, or 0; with its own, b would depend on a_t
+        mean    b = mean G over all steps of the other episodes; its own G would depend on a_t
         value   b = V(s_t)
         group   Ψ = (G_0 − mean) / std over the round's N episodes, at each of their steps [GRPO]
 
@@ -251,7 +251,7 @@ def with_baseline(returns: Tensor, values: Tensor, mask: Tensor, args: Args) -> 
         scaled = centred / (group.std(1, keepdim=True) + 1e-8)
         return scaled.flatten().to(returns).expand_as(returns)
     if not args.reward_to_go:
-        returns = returns[0] * mask  # G_0 at each step: noisier, and discounted from the start
+        returns = returns[0] * mask  # G_0 at each step: noisier, but it is ∇J for γ < 1, too
     if args.baseline == "none":
         return returns
     if args.baseline == "value":
@@ -440,7 +440,7 @@ say_once = functools.cache(say)  # one line per text
 
 def in_one_line(failed: threading.ExceptHookArgs) -> None:
     """What ends a thread of TensorBoard's, such as a full disk, in place of its traceback."""
-    if "tensorboard" in type(failed.thread).__module__:
+    if "tensorboard" in type(failed.thread).__module__ + failed.thread.name:
         say_once(f"TensorBoard has stopped: {failed.exc_value}")
     else:
         threading.__excepthook__(failed)
@@ -839,6 +839,9 @@ class Run:
 
     def save(self) -> None:
         """Tensors and plain values only; renamed into place: a crash leaves the last one whole."""
+        flushing = threading.Thread(target=self.tensorboard.flush, name="tensorboard", daemon=True)
+        flushing.start()
+        flushing.join(timeout=10)  # its writer may have died of a full disk, and never be done
         checkpoint, temporary = io.BytesIO(), self.dir / "checkpoint.tmp"
         torch.save({"algorithm": ALGORITHM, "args": asdict(self.args),
                     "progress": {name: getattr(self, name) for name in self.progress},

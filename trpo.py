@@ -329,7 +329,7 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
     """x with A x ≈ b, for symmetric positive definite A given by matvec(v) = A v.    (P,) → (P,)
 
     Each direction is A-orthogonal to those before it, so no step undoes another. Stops early at a
-    residual that is very small next to b, b = 0 included, and where pᵀA p is not positive."""
+    residual of 1e-5 of b or less, b = 0 included, and where pᵀA p is not positive."""
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     residual_sq = residual @ residual
     for _ in range(iters):
@@ -550,7 +550,7 @@ say_once = functools.cache(say)  # one line per text
 
 def in_one_line(failed: threading.ExceptHookArgs) -> None:
     """What ends a thread of TensorBoard's, such as a full disk, in place of its traceback."""
-    if "tensorboard" in type(failed.thread).__module__:
+    if "tensorboard" in type(failed.thread).__module__ + failed.thread.name:
         say_once(f"TensorBoard has stopped: {failed.exc_value}")
     else:
         threading.__excepthook__(failed)
@@ -949,6 +949,9 @@ class Run:
 
     def save(self) -> None:
         """Tensors and plain values only; renamed into place: a crash leaves the last one whole."""
+        flushing = threading.Thread(target=self.tensorboard.flush, name="tensorboard", daemon=True)
+        flushing.start()
+        flushing.join(timeout=10)  # its writer may have died of a full disk, and never be done
         checkpoint, temporary = io.BytesIO(), self.dir / "checkpoint.tmp"
         torch.save({"algorithm": ALGORITHM, "args": asdict(self.args),
                     "progress": {name: getattr(self, name) for name in self.progress},

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import re
 import signal
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from marker import IGNORED, LADDER, NAMES, ROOT  # noqa: F401  (test files take 
 
 torch.set_num_threads(1)  # as start() does: tiny operations lose with more
 collect_ignore = IGNORED
+sys.path.insert(0, str(ROOT))
 SCRIPTS = [importlib.import_module(name) for name in NAMES]
 ACTOR_CRITIC = [s for s in SCRIPTS if hasattr(s, "compute_gae")]
 PPO = [s for s in SCRIPTS if s.__name__.startswith("ppo_")]

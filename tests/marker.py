@@ -9,8 +9,8 @@ origin's tests run, without those of what the five scripts have in common (test_
 import atexit
 import difflib
 import inspect
+import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -31,10 +31,15 @@ def pytest_addoption(parser):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config):
-    """Before conftest.py imports the scripts: put the copy in the place of its origin."""
+def pytest_load_initial_conftests(early_config, args):
+    """Before conftest.py imports the scripts: put the copy in the place of its origin. Without a
+    copy and without a choice of tests, on up to four cores."""
     global ROOT
-    script, like = early_config.known_args_namespace.script, early_config.known_args_namespace.like
+    given = early_config.known_args_namespace
+    script, like = given.script, given.like
+    if not (script or given.file_or_dir or given.keyword or given.capture == "no"):
+        if getattr(given, "numprocesses", 0) is None:  # pytest-xdist is there, and nothing is said
+            args += ["-n", str(min(4, os.cpu_count() or 1))]
     if script:
         if not script.is_file():
             raise pytest.UsageError(f"--script {script}: there is no such file")
@@ -45,7 +50,6 @@ def pytest_load_initial_conftests(early_config):
         others = [name for name in LADDER if name != like]
         IGNORED.extend(f"test_{name}.py" for name in
                        ("structure", "benchmarks", "marker", "bugs", *others))
-    sys.path.insert(0, str(ROOT))
 
 
 def nearest(text: str) -> str:
