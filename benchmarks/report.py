@@ -1,12 +1,13 @@
-"""Tables and figures from the CSVs under results/, and from nothing else.
+"""Tables and figures from the CSVs under results/; or a figure and a table of one's own runs.
 
     python benchmarks/report.py                # all that there are results for
     python benchmarks/report.py compare clip   # some of it
+    python benchmarks/report.py runs/RUN ...   # run directories, or a folder of them: own_runs.py
 
-Writes tables/*.md and figures/*.png (and .pdf, for papers) beside this file. The statistic is
-the mean raw return of the last 100 training episodes: one number per run. IQM: mean of the middle
-half of the runs (from four runs on; of three it is the mean), with its 95 % stratified bootstrap
-interval (Agarwal et al. 2021, by rliable).
+Without run directories it writes tables/*.md and figures/*.png (and .pdf, for papers) beside this
+file. The statistic is the mean raw return of the last 100 training episodes: one number per run.
+IQM: mean of the middle half of the runs (from four runs on; of three it is the mean), with its 95 %
+stratified bootstrap interval (Agarwal et al. 2021, by rliable).
 """
 import csv
 import json
@@ -14,33 +15,28 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import matplotlib
-import numpy as np
-import tyro
-from rliable import library, metrics
-from scipy import stats
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from typing import Annotated
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
-import run as suites  # noqa: E402
-import speed as races  # noqa: E402
+try:  # rliable and scipy are imported where they are used: one's own runs do not need them
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import own_runs
+    import run as suites
+    import speed as races
+    import tyro
+    from look import COLOURS, thousands
+except ImportError as missing:
+    print(f"report.py needs {(missing.name or str(missing)).partition('.')[0]}: "
+          "pip install -r requirements.txt matplotlib", file=sys.stderr)
+    sys.exit(2)
 
-COLOURS = {  # Okabe & Ito 2008: told apart by the colour-blind, too, and in grey
-    "reinforce": "#E69F00", "a2c": "#56B4E9", "ppo_discrete": "#009E73",
-    "ppo_continuous": "#009E73", "trpo": "#D55E00"}
 NAMES = {"reinforce": "REINFORCE", "a2c": "A2C", "ppo_discrete": "PPO", "ppo_continuous": "PPO",
          "trpo": "TRPO"}
 MARKS = {"CartPole-v1": 475, "LunarLander-v3": 200, "Pendulum-v1": -200, "HalfCheetah-v4": 2000,
          "Hopper-v4": 2250, "Walker2d-v4": 3500}  # a return to have reached; MuJoCo's: RLlib's
 RESAMPLES = 2_000  # of the bootstrap
-plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 2.5,
-                     "legend.frameon": False, "savefig.bbox": "tight", "savefig.dpi": 110})
 
 
 @dataclass
@@ -90,6 +86,8 @@ def load(results: Path) -> dict[suites.Experiment, list[Run]]:
 # --------------------------------------------------------------------------------------------------
 def iqm(finals: np.ndarray) -> tuple[float, float, float]:
     """Interquartile mean of (n,) runs, and the ends of its 95 % bootstrap interval."""
+    from rliable import library, metrics
+
     np.random.seed(0)  # rliable draws from the global generator, whatever random_state it is given
     points, intervals = library.get_interval_estimates(
         {"": finals[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]),
@@ -182,6 +180,8 @@ ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2
 def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     """The ablation, one row per change, with the means of Engstrom et al. 2020 beside it; marked
     where Welch's t-test tells the runs from those of the unchanged algorithm."""
+    from scipy import stats
+
     cells = defaultdict(dict)
     for job, title in ablation_titles().items():
         if job in runs:
@@ -230,6 +230,8 @@ def save(figure: plt.Figure, name: str) -> None:
 def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | None,
           colour: str) -> None:
     """Mean over seeds at common values of x, and its 95 % interval (Student's t)."""
+    from scipy import stats
+
     ends = [run.columns[x][-1] for run in group]
     grid = np.linspace(0, min(ends), 201)[1:]
     values = []
@@ -244,12 +246,6 @@ def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | No
     if len(group) > 2:
         half = stats.t.ppf(0.975, len(group) - 1) * values.std(0, ddof=1) / len(group) ** 0.5
         axis.fill_between(grid, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-
-
-def thousands(value: float, _=None) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
 def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
@@ -440,30 +436,33 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
 
 
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health)}
-Part = Literal[("clip", "speed", *FIGURES)]
+PARTS = ("clip", "speed", *FIGURES)
 
 
 @dataclass
 class Options:
-    parts: tyro.conf.Positional[tuple[Part, ...]] = ()  # none: all that there are results for
-    results: Path = HERE / "results"
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(
+        metavar="[PART|RUN ...]", help=f"some of {', '.join(PARTS)} (none: all that there are "
+        "results for); or run directories, or folders of them")] = ()
+    results: Path = HERE / "results"  # where the CSVs are; not for run directories
+    out: Path = Path("report.png")  # the figure of run directories
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__.splitlines()[0])
-    everything = load(options.results)
+def report(parts: tuple[str, ...], results: Path) -> None:
+    """Tables and figures from the CSVs."""
+    everything = load(results)
     (HERE / "tables").mkdir(exist_ok=True)
-    if not options.parts or "clip" in options.parts:
+    if not parts or "clip" in parts:
         clip()
-    timed = options.results / "speed.csv"
-    if timed.exists() and (not options.parts or "speed" in options.parts):
+    timed = results / "speed.csv"
+    if timed.exists() and (not parts or "speed" in parts):
         measured = races.read(timed)
         (HERE / "tables/speed.md").write_text(races.table(measured))
         speed(measured)
     for name, figure in FIGURES.items():
         wanted = dict.fromkeys(suites.SUITES[name]())
         runs = {job: everything[job] for job in wanted if job in everything}
-        if runs and (not options.parts or name in options.parts):
+        if runs and (not parts or name in parts):
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
             (HERE / "tables" / f"{name}.md").write_text(table(runs))
             figure(runs)
@@ -473,11 +472,39 @@ def main() -> None:
                 (HERE / "tables/engstrom.md").write_text(engstrom(runs))
             if name == "actions":
                 (HERE / "tables/distributions.md").write_text(distributions(runs))
-    if not options.parts:
+    if not parts:
         (HERE / "tables/classic.md").write_text(classic(everything))
         others = {job: everything[job] for job in suites.per_task() if job in everything}
         (HERE / "tables/per_task.md").write_text(table(others))
-        (HERE / "tables/trials.md").write_text(table(load(options.results / "trials")))
+        (HERE / "tables/trials.md").write_text(table(load(results / "trials")))
+
+
+def dispatch(options: Options) -> None:
+    """The CSVs under results/, or one's own runs; UserError for what is neither or both."""
+    own = [name for name in options.parts if name not in PARTS]
+    for name in own:
+        if not own_runs.paths_of(name):
+            raise own_runs.UserError(f"{name!r}: neither a part of the report ({', '.join(PARTS)}) "
+                                     "nor a run directory, a folder of them or a pattern for them")
+    if own and len(own) < len(options.parts):
+        raise own_runs.UserError(f"{' '.join(options.parts)}: give parts of the report or run "
+                                 "directories, not both (./NAME is a directory)")
+    if own:
+        own_runs.report(own, options.out)
+    else:
+        report(options.parts, options.results)
+
+
+def main() -> None:
+    try:
+        dispatch(tyro.cli(Options, description=__doc__.splitlines()[0]))
+    except (own_runs.UserError, ImportError) as error:
+        text = str(error)
+        if isinstance(error, ImportError):
+            text = f"this needs {error.name or error}: pip install -r benchmarks/requirements.txt"
+        print("report.py: " + "".join(c if c.isprintable() else " " for c in text),
+              file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

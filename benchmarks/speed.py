@@ -31,7 +31,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shlex
 import statistics
 import subprocess
@@ -169,6 +168,8 @@ def measure_floor(script: str, env_id: str, num_envs: int, num_steps: int, setti
 
 def work(name: str, race: str) -> None:
     """Measure a contestant in this process; prints what measure() returns."""
+    import resource  # not on Windows, where report.py needs the rest of this file
+
     import torch
 
     warnings.filterwarnings("ignore")
