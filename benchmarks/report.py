@@ -10,6 +10,7 @@ IQM: mean of the middle half of the runs (from four runs on; of three it is the 
 stratified bootstrap interval (Agarwal et al. 2021, by rliable).
 """
 import csv
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -200,6 +201,25 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
 
 DISTRIBUTIONS = {"": "Gaussian, clipped", "annealed_std": "Gaussian, clipped, σ annealed",
                  "squashed_gaussian": "Gaussian, squashed", "beta": "Beta"}
+
+
+def thirds(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """PPO's metrics in the first, second and last third of a run, with its learning rate falling to
+    0 (the default) and constant: means over the rows, then over the runs."""
+    columns = {"clip fraction": "clipfrac", "KL": "approx_kl", "entropy": "entropy",
+               "policy loss": "policy_loss", "explained variance": "explained_variance"}
+    lines = [f"| environment | learning rate | runs | {' | '.join(columns)} |",
+             "|---|---|---:|" + "---|" * len(columns)]
+    for env_id, (rate, anneal_lr) in itertools.product(
+            ("Hopper-v4", "Walker2d-v4"), (("falling", True), ("constant", False))):
+        group = runs.get(suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr), [])
+        cells = []
+        for column in columns.values():
+            means = [[part.mean() for part in np.array_split(run.columns[column], 3)]
+                     for run in group]
+            cells.append(", ".join(f"{x:.2g}" for x in np.mean(means, 0)) if group else "")
+        lines.append(f"| {env_id} | {rate} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:
@@ -470,6 +490,7 @@ def report(parts: tuple[str, ...], results: Path) -> None:
                 (HERE / "tables/published.md").write_text(published(runs))
             if name == "ablation":
                 (HERE / "tables/engstrom.md").write_text(engstrom(runs))
+                (HERE / "tables/thirds.md").write_text(thirds(runs))
             if name == "actions":
                 (HERE / "tables/distributions.md").write_text(distributions(runs))
     if not parts:
