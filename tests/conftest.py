@@ -1,7 +1,7 @@
 """The scripts under test, tiny environments with known answers, and a few helpers."""
 import csv
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import itertools
 import re
@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from marker import IGNORED, LADDER, NAMES, ROOT  # noqa: F401  (test files take the last three here)
+from marker import IGNORED, LADDER, NAMES, ROOT  # noqa: F401  (test files take LADDER from here)
 
 torch.set_num_threads(1)  # as start() does: tiny operations lose with more
 collect_ignore = IGNORED
@@ -205,6 +205,16 @@ def minibatch_gradient(script, agent, batch, idx, args):
         _, (norm, _) = script.minibatch_step(optimizer, args, optimizer.state,
                                              [x[idx] for x in batch])
     return handed[0], norm
+
+
+def changeable(name: str, monkeypatch):
+    """A copy of a script, in sys.modules as "varied", that a test may change."""
+    spec = importlib.util.spec_from_file_location("varied", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "varied", module)
+    spec.loader.exec_module(module)
+    module.__name__ = name
+    return module
 
 
 def trained(script, run_dir: Path, **changes):

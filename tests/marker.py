@@ -49,7 +49,8 @@ def pytest_load_initial_conftests(early_config, args):
         ROOT, NAMES[:] = with_copy(script, like), [like]
         others = [name for name in LADDER if name != like]
         IGNORED.extend(f"test_{name}.py" for name in
-                       ("structure", "benchmarks", "own_runs", "marker", "bugs", *others))
+                       ("structure", "benchmarks", "variants", "own_runs", "marker", "bugs",
+                        *others))
 
 
 def nearest(text: str) -> str:

@@ -1,9 +1,8 @@
-"""benchmarks/: the runner (interrupted, resumed, with a failure), variants, report, speed."""
+"""benchmarks/: the runner (interrupted, resumed, with a failure), report, speed."""
 import csv
 import functools
 import importlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -12,8 +11,7 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, SCRIPTS, OneStep, make_optimizer, register
+from conftest import ROOT, SCRIPTS, changeable
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import run  # noqa: E402
@@ -156,142 +154,6 @@ def test_flags_of_every_suite_are_accepted(suite):
 
 
 # --------------------------------------------------------------------------------------------------
-# variants.py
-# --------------------------------------------------------------------------------------------------
-@pytest.fixture
-def script(request, monkeypatch):
-    """A copy of a script, ppo_continuous.py if none is named, that may be changed."""
-    name = getattr(request, "param", "ppo_continuous")
-    spec = importlib.util.spec_from_file_location("varied", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "varied", module)
-    spec.loader.exec_module(module)
-    module.__name__ = name  # for make_optimizer
-    return module
-
-
-def test_time_limits_terminate(script):
-    """δ = r − V where the time limit ended the episode; elsewhere nothing changes."""
-    zeros, ones = torch.zeros(2, 1), torch.ones(2, 1)
-    done = torch.tensor([[True], [False]])
-    arguments = (ones, zeros, 5 * ones, torch.zeros(2, 1, dtype=torch.bool), done, 0.9, 0.95)
-    assert script.compute_gae(*arguments).flatten().tolist() == pytest.approx([5.5, 5.5])
-    variants.time_limits_terminate(script)
-    assert script.compute_gae(*arguments).flatten().tolist() == pytest.approx([1.0, 5.5])
-
-
-@pytest.mark.parametrize("script", ["a2c"], indirect=True)
-def test_adam(script):
-    """Two steps of 1 along the same gradient, then one of 0: momentum goes on, RMSprop stops."""
-    args = script.Args(env_id="Pendulum-v1", num_envs=1, learning_rate=1.0)
-    for goes_on in (False, True):
-        optimizer = make_optimizer(script, script.Agent(script.make_envs(args), args), args)
-        theta = optimizer.state[0]
-        for gradient in (1.0, 1.0, 0.0):
-            before = theta.clone()
-            optimizer.once(lambda state, g: (script.rmsprop(state, g, optimizer.lr), None),
-                           gradient * torch.ones_like(theta))
-        moved = theta != before
-        assert moved.all() if goes_on else not moved.any()
-        variants.adam(script)
-
-
-def test_annealed_std(script, tmp_path, monkeypatch):
-    """From the first value to −2.5, linearly in the steps taken, whatever the gradient says."""
-    variants.annealed_std(script)
-    seen, collect = [], script.collect_rollout
-
-    def look_and_collect(agent, *rest):
-        seen.append(agent.log_std.tolist())
-        return collect(agent, *rest)
-
-    monkeypatch.setattr(script, "collect_rollout", look_and_collect)
-    agent = script.train(script.Args(
-        env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=32, num_minibatches=2,
-        log_std_init=-0.5, eval_episodes=0, run_dir=str(tmp_path), cuda=False))
-    expected = [pytest.approx([x]) for x in (-0.5, -1, -1.5, -2, -2.5)]
-    assert [*seen, agent.log_std.tolist()] == expected
-
-
-@pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
-def test_bounded_distributions(script, variant):
-    """Of one action: its density integrates to 1, its entropy is −∫ p log p, samples have its mean,
-    and lie inside (−1, 1)."""
-    variants.VARIANTS[variant](script)
-    outputs = torch.tensor([0.4]) if variant == "squashed_gaussian" else torch.tensor([0.7, 2.0])
-    policy = (script.Gaussian(outputs, torch.tensor([-0.3])) if variant == "squashed_gaussian"
-              else variants.ScaledBeta(outputs))
-    x = torch.linspace(-1, 1, 200_001)[1:-1, None]
-    density, width = policy.log_prob(x).exp(), 2 / 200_000
-    assert density.shape == (199_999,)
-    assert (density.sum() * width).item() == pytest.approx(1, abs=1e-3)
-    entropy = -(density * density.log()).nan_to_num().sum() * width
-    assert policy.entropy().item() == pytest.approx(entropy.item(), abs=2e-3)
-    torch.manual_seed(0)
-    samples = policy._replace(**{policy._fields[0]: outputs.expand(100_000, -1)}).sample()
-    assert samples.shape == (100_000, 1) and samples.abs().max() <= 1
-    mean, error = (density * x[:, 0]).sum() * width, samples.std() / 100_000**0.5
-    assert abs(samples.mean() - mean) < 4 * error
-    if variant == "beta":
-        assert x[density.argmax()].item() == pytest.approx(policy.mode.item(), abs=1e-3)
-    else:
-        assert policy.mode.item() == pytest.approx(math.tanh(0.4))
-
-
-@pytest.mark.parametrize("script, variant", [
-    ("a2c" if variant in ("adam", "uncorrected_rmsprop") else "ppo_continuous", variant)
-    for variant in variants.VARIANTS],
-    indirect=["script"])
-def test_variants_train(script, variant, tmp_path):
-    """The first ratio is 1, and two iterations change the policy; its checkpoint restores."""
-    variants.VARIANTS[variant](script)
-    settings = {"num_minibatches": 4} if script.__name__ != "a2c" else {}
-    args = script.Args(env_id="Pendulum-v1", total_timesteps=256, num_envs=2, num_steps=64,
-                       eval_episodes=1, run_dir=str(tmp_path), cuda=False, **settings)
-    torch.manual_seed(0)
-    envs = script.make_envs(args)
-    agent = script.Agent(envs, args)
-    rollout, _ = script.collect_rollout(agent, envs, envs.reset(seed=0)[0], args)
-    batch = script.make_batch(agent, rollout, args)
-    torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions), batch.logprobs)
-    before = {name: value.clone() for name, value in agent.actor.state_dict().items()}
-    trained = script.train(args)
-    assert any(not torch.equal(before[name], value)
-               for name, value in trained.actor.state_dict().items())
-    (run_dir,) = tmp_path.iterdir()
-    other = script.Agent(envs, args)
-    args.resume = str(run_dir)
-    script.restore(args, other, make_optimizer(script, other, args))
-    obs = torch.randn(5, 3)
-    assert torch.equal(other.policy(obs).mode, trained.policy(obs).mode)
-
-
-@pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
-def test_variants_act(script, variant):
-    """What acts is the variant's policy, in NumPy: the same noise gives the same actions."""
-    variants.VARIANTS[variant](script)
-    args = script.Args(env_id="Pendulum-v1", num_envs=4)
-    agent, obs = script.Agent(script.make_envs(args), args), np.linspace(-1, 1, 12).reshape(4, 3)
-    act = script.actor_of(agent, obs)
-    np.random.seed(0)
-    expected = agent.policy(torch.from_numpy(obs)).sample()
-    agent.policy = None  # only actions computed in PyTorch would need it
-    np.random.seed(0)
-    np.testing.assert_allclose(act(obs), expected.detach(), atol=1e-5)
-
-
-@pytest.mark.parametrize("variant", ["squashed_gaussian", "beta"])
-def test_bounded_distributions_learn(script, variant, tmp_path):
-    """One step per episode, the reward −(a − 0.5)²: from 0 the mode goes to 0.5."""
-    variants.VARIANTS[variant](script)
-    args = script.Args(env_id=register(OneStep, kind="continuous"), num_steps=32, num_minibatches=4,
-                       total_timesteps=12_800, learning_rate=3e-3, ent_coef=1e-3, eval_episodes=0,
-                       run_dir=str(tmp_path), cuda=False)
-    mode = script.train(args).policy(torch.ones(1, 1)).mode.item()
-    assert mode == pytest.approx(0.5, abs=0.1)
-
-
-# --------------------------------------------------------------------------------------------------
 # report.py
 # --------------------------------------------------------------------------------------------------
 @pytest.fixture
@@ -418,6 +280,11 @@ def test_tables_of_the_readme(report, committed, name, file):
 # --------------------------------------------------------------------------------------------------
 # speed.py
 # --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def script(request, monkeypatch):
+    return changeable(request.param, monkeypatch)
+
+
 @pytest.mark.parametrize("script", ["a2c"], indirect=True)
 @pytest.mark.parametrize("slow, part", [("actor_of", "acting"), ("make_batch", "learning"),
                                         ("update", "learning"), ("RunningStats.update", "learning"),
