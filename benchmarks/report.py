@@ -13,6 +13,7 @@ import csv
 import itertools
 import json
 import sys
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +154,8 @@ SOURCES = """
 T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions. S:
 sb3-contrib, -v3, 3 seeds ± standard error, last evaluation. N: nnabla-rl, -v2, 3 seeds, best of the
 evaluations. E: Engstrom et al. 2020, -v2, 80 agents or more, 95 % interval; its TRPO is without
-PPO's optimisations. U: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3
-seeds, last 100 training episodes, the only one with our version and our statistic.
+PPO's optimisations. U: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100
+training episodes, the only one with our version and our statistic.
 """
 
 
@@ -168,7 +169,7 @@ def published(runs: dict[suites.Experiment, list[Run]]) -> str:
                          f"{spread(np.array([run.final for run in group]))} | "
                          f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
                          f"{len(group)} | {'; '.join(theirs)} |")
-    return "\n".join(lines) + "\n" + SOURCES
+    return "\n".join(lines) + "\n\n" + textwrap.fill(SOURCES, 125) + "\n"
 
 
 ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2

@@ -11,6 +11,7 @@ import difflib
 import inspect
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def pytest_addoption(parser):
     group.addoption("--like", metavar="NAME", type=lambda name: name.removesuffix(".py"),
                     help="the script that it is a copy of, such as ppo_discrete; without: the one "
                     "whose text is nearest")
+    group.addoption("--seconds", metavar="S", type=int, default=120,
+                    help="what a test of a copy may take, before it fails")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,6 +87,22 @@ def pytest_collection_modifyitems(config, items):
     if config.option.script:
         config.hook.pytest_deselected(items=[item for item in items if not about_it(item)])
         items[:] = filter(about_it, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """With --script, a test fails after two minutes: a loop of the copy may never end."""
+    def give_up(*_):
+        pytest.fail("this takes too long (--seconds): is there a loop that does not end?")
+
+    if item.config.option.script and hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(item.config.option.seconds)
+    try:
+        return (yield)
+    finally:
+        if hasattr(signal, "SIGALRM"):
+            signal.alarm(0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,5 @@
 """--script: the tests of a script, run on a copy of it."""
+import signal
 import subprocess
 import sys
 
@@ -44,6 +45,16 @@ def test_a_slip_is_found(tmp_path):
     (tmp_path / "mine.py").write_text(text.replace(old, old.replace("decay[t]", "decay[t + 1]")))
     code, out = mark(tmp_path / "mine.py", "--like", "a2c")
     assert code == 1 and "What should hold" in out and "ppo" not in out, out
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix")
+def test_a_loop_without_an_end_is_found(tmp_path):
+    text = (ROOT / "a2c.py").read_text()
+    old = "    deltas = rewards + gamma * next_values * ~terminated.bool() - values\n"
+    assert text.count(old) == 1
+    (tmp_path / "mine.py").write_text(text.replace(old, old + "    while True:\n        pass\n"))
+    code, out = mark(tmp_path / "mine.py", "--seconds", "1", "-x")
+    assert code == 1 and "is there a loop that does not end?" in out, out
 
 
 def test_the_nearest_script():

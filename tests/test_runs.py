@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    ACTOR_CRITIC,
     ROOT,
     SCRIPTS,
     Broken,
@@ -409,7 +410,7 @@ def test_evaluate_deterministic_or_sampled(script, kind, tmp_path, capsys):
         assert np.allclose(played, modes, atol=1e-5) == deterministic
 
 
-@each(SCRIPTS[-1:])
+@each(ACTOR_CRITIC[-1:])  # REINFORCE waits for the end of an episode
 def test_evaluation_without_an_end(script, tmp_path, capsys):
     """Where no episode ends, the evaluation does all the same, and says so."""
     env_id = register(Count, kind=kinds(script)[0], lengths=(10**9,))
