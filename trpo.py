@@ -634,7 +634,8 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
                     and len(space.shape) in dims)
             if not (real or isinstance(space, gym.spaces.Discrete)):
                 raise UserError(f"--env-id {args.env_id}: {space} is neither a vector of real "
-                                "numbers (Box) nor Discrete; images, Dict and so on do not work")
+                                "numbers (Box) nor Discrete; no Dict, no images (but for the "
+                                "variant cnn in benchmarks/variants.py)")
         if video_folder:
             env = gym.wrappers.RecordVideo(env, str(video_folder),
                                            fps=env.metadata.get("render_fps") or 30,

@@ -141,20 +141,20 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
     ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,443 ± 46 C"],
     ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T"],
-    ("Hopper-v4", "REINFORCE"): ["420 U"], ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
+    ("Hopper-v4", "REINFORCE"): ["420 V"], ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
     ("Hopper-v4", "PPO"): ["2,761 ± 927 N", "2,609 ± 701 T", "2,513 (2,391 to 2,632) E",
                            "2,383 ± 272 C"],
-    ("Hopper-v4", "TRPO"): ["3,372 ± 215 S", "2,043 E"],
+    ("Hopper-v4", "TRPO"): ["3,372 ± 215 P", "2,043 E"],
     ("Walker2d-v4", "REINFORCE"): ["391 ± 45 T"], ("Walker2d-v4", "A2C"): ["1,219 ± 715 T"],
     ("Walker2d-v4", "PPO"): ["3,871 ± 966 N", "3,589 ± 757 T", "3,292 (3,157 to 3,426) E",
                              "2,288 ± 572 C"],
-    ("Walker2d-v4", "TRPO"): ["4,502 ± 234 S", "2,791 E"],
+    ("Walker2d-v4", "TRPO"): ["4,502 ± 234 P", "2,791 E"],
 }
 SOURCES = """
 T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions. S:
 sb3-contrib, -v3, 3 seeds ± standard error, last evaluation. N: nnabla-rl, -v2, 3 seeds, best of the
 evaluations. E: Engstrom et al. 2020, -v2, 80 agents or more, 95 % interval; its TRPO is without
-PPO's optimisations. U: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100
+PPO's optimisations. V: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100
 training episodes, the only one with our version and our statistic.
 """
 

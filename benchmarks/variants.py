@@ -182,7 +182,7 @@ def kl_divergence(old: NamedTuple, new: NamedTuple) -> Tensor:
 
 def surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_coef: float
               ) -> Tensor:
-    """−mean[ρÂ], not clipped.    (M,) each → scalar    [PPO eq. 6]"""
+    """−mean[ρÂ]; clip_coef is not used.    (M,) each → scalar    [PPO eq. 6]"""
     assert logprobs.shape == old_logprobs.shape == advantages.shape
     return -((logprobs - old_logprobs).exp() * advantages).mean()
 
@@ -202,8 +202,8 @@ def kl_penalty(script: ModuleType) -> None:
         L = −mean[ρÂ] + β mean KL(π_old ‖ π)
         after an update:  β ← 2β if KL > 1.5 d_targ,  β ← β/2 if KL < d_targ / 1.5
 
-    Asked for by RL Bootcamp 2024 ("TRPO III") and HSE ("Unconstrained problem"). The KL is exact,
-    so the batch keeps π_old itself, as a copy: the steps of an update overwrite log σ. β is a
+    Asked for by RL Bootcamp 2024 ("Trust Region Methods III") and HSE ("Problem Statement"). The KL
+    is exact, so the batch keeps π_old itself, as a copy: an update overwrites log σ. β is a
     buffer of the agent: it is saved, and --compile sees a tensor change where it would take a
     Python number for a constant. Its bounds are not in the paper; a β of 0 could not be doubled.
     """

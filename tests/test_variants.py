@@ -334,11 +334,11 @@ def test_beta_is_adapted(script, kl, beta, expected):
 def test_kl_penalty_learns_cartpole(tmp_path):
     """By its command, in 49,152 steps: the last 100 episodes average above 300, the mode above 450.
 
-    Seeds 1 to 5: 375 to 413, and 500. A random policy gets 22.
+    Seeds 1 to 5: 353 to 413, and 500. A random policy gets 22.
     """
     command = [sys.executable, str(ROOT / "benchmarks/variants.py"), "ppo_discrete", "kl_penalty",
-               "--env-id", "CartPole-v1", "--total-timesteps", "49152", "--num-minibatches", "16",
-               "--no-cuda", "--run-dir", str(tmp_path)]
+               "--env-id", "CartPole-v1", "--total-timesteps", "49152", "--num-minibatches", "8",
+               "--learning-rate", "0.0005", "--no-cuda", "--run-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (run_dir,) = tmp_path.iterdir()
