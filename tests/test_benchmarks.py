@@ -203,7 +203,7 @@ def test_published_numbers_have_a_run_beside_them(report):
     runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.compare()}
     lines = report.published(runs).split("\n\n")[0].splitlines()[2:]
     assert len(lines) == 12 and all("| 7 | 8 | 1 |" in line for line in lines)
-    assert "| Hopper-v4 | TRPO | 7 | 8 | 1 | 3,372 ± 215 S; 2,043 E |" in lines
+    assert "| Hopper-v4 | TRPO | 7 | 8 | 1 | 3,372 ± 215 P; 2,043 E |" in lines
 
 
 def test_ablation_table(report):
