@@ -462,8 +462,8 @@ def test_signals(script, sent, tmp_path):
     """Ctrl-C, SIGTERM, SIGHUP: a line at once, a checkpoint, a line on going on, exit code 0."""
     env_id = REAL[kinds(script)[0]]
     command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--env-id", env_id,
-               "--num-envs", "2", "--num-steps", "512", "--total-timesteps", "100000000",
-               "--no-cuda", "--run-dir", str(tmp_path)]
+               "--num-envs", "2", "--total-timesteps", "100000000", "--no-cuda", "--run-dir",
+               str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.time() + 60
@@ -479,7 +479,7 @@ def test_signals(script, sent, tmp_path):
     run, = tmp_path.iterdir()
     assert f"--resume {run}" in out.splitlines()[-1]
     steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["step"]
-    assert steps == int(rows(run)[-1]["global_step"]) > 0
+    assert steps - 1000 < int(rows(run)[-1]["global_step"]) <= steps  # shorter ones share a row
 
 
 def test_two_signals():
@@ -596,7 +596,7 @@ def test_track(script, mode, tmp_path, monkeypatch):
         wandb.teardown()  # or this process keeps the mode
     run, = (path.parent for path in tmp_path.glob("runs/*/args.json"))
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-    assert len(rows(run)) == 4
+    assert len(rows(run)) >= 4
     files = list(tmp_path.glob("runs/**/offline-run-*/*.wandb"))
     assert len(files) == (mode == "offline")
     for name in (b"losses/policy_loss", b"charts/episodic_return", env_id.encode()):
