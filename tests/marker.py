@@ -79,14 +79,21 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With --script: the tests that take a script, and those of the origin's own file."""
+    """With --script: the tests that take a script, and those of the origin's own file; first those
+    of single functions, whose failures say most."""
     def about_it(item):
         return (item.path.name == f"test_{NAMES[0]}.py"
                 or "script" in getattr(getattr(item, "callspec", None), "params", {}))
 
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        return order.index(name) if name in order else len(order)
+
     if config.option.script:
+        order = ["advantages", "objective", "distributions", "rollout", "normalisation", "update",
+                 NAMES[0], "acting"]
         config.hook.pytest_deselected(items=[item for item in items if not about_it(item)])
-        items[:] = filter(about_it, items)
+        items[:] = sorted(filter(about_it, items), key=place)
 
 
 @pytest.hookimpl(wrapper=True)
