@@ -439,8 +439,8 @@ say_once = functools.cache(say)  # one line per text
 
 
 def in_one_line(failed: threading.ExceptHookArgs) -> None:
-    """What ends a thread of TensorBoard's, such as a full disk, in place of its traceback."""
-    if "tensorboard" in type(failed.thread).__module__ + failed.thread.name:
+    """Say what ended a thread of TensorBoard's, such as a full disk, instead of a traceback."""
+    if "tensorboard" in f"{type(failed.thread).__module__} {failed.thread}":
         say_once(f"TensorBoard has stopped: {failed.exc_value}")
     else:
         threading.__excepthook__(failed)
@@ -648,37 +648,38 @@ class Optimizer:
         """for minibatch in minibatches: state, out = step(state, minibatch)    → the outs, stacked
 
         minibatches are (number, M, …) each, of the same sizes in all calls. On a GPU the loop is
-        recorded once, as a CUDA graph; on a CPU it is compiled, with --compile."""
+        recorded once, as a CUDA graph; on a CPU it is compiled, with --compile. Both keep the first
+        call's step, so what changes later must be a tensor that is filled in place."""
         def loop(minibatches: list[Tensor]) -> list[Tensor]:
             outs = [self.once(step, minibatch) for minibatch in zip(*minibatches)]
             return [torch.stack(x) for x in zip(*outs)]
 
-        if self.fast is None:
-            self.fast = loop
-            if self.lr.is_cuda:
-                self.fast = self.recorded(loop, [x.clone() for x in minibatches])
-            elif self.compile:
-                self.fast = self.compiled(step, minibatches) or loop
-        return self.fast(minibatches)
+        if self.lr.is_cuda:
+            self.fast = self.fast or self.recorded(loop, [x.clone() for x in minibatches])
+        elif self.compile:
+            try:
+                self.fast = self.fast or self.compiled(step, len(minibatches[0]))
+                return self.fast(minibatches)
+            except Exception as error:  # a compiler can raise anything
+                self.fast, self.compile = None, False
+                reason = " ".join(str(error).split())[:200]
+                say("--compile: it failed (was a number changed that is no tensor?), so the run "
+                    f"goes on without it: {reason}")
+        return (self.fast or loop)(minibatches)
 
-    def compiled(self, step: Callable, minibatches: list[Tensor]) -> Callable | None:
-        """The loop as one compiled function, or None if that fails."""
+    def compiled(self, step: Callable, number: int) -> Callable:
+        """The loop as one compiled function, for so many minibatches."""
         def one(state: list[Tensor], minibatches: list[Tensor]) -> tuple[list, list]:
             """As scan does it for a single minibatch, where scan costs more than it saves."""
             state, out = step(state, [x[0] for x in minibatches])
             return state, [x[None] for x in out]
 
         say("--compile: compiling, for about half a minute")
-        try:
-            from torch._higher_order_ops import scan
-            steps = one if len(minibatches[0]) == 1 else lambda *x: scan(step, *x)
-            steps = torch.compile(steps, fullgraph=True, dynamic=False,
-                                  options={"cpp_wrapper": True})
-            steps(self.state, minibatches)
-            return functools.partial(self.once, steps)
-        except Exception as error:  # a compiler can raise anything
-            reason = " ".join(str(error).split())[:200]
-            say(f"--compile: it failed, so the run goes on without it: {reason}")
+        from torch._higher_order_ops import scan
+        torch._dynamo.config.recompile_limit = 1  # to compile at each update would be slower
+        steps = one if number == 1 else lambda *x: scan(step, *x)
+        steps = torch.compile(steps, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        return functools.partial(self.once, steps)
 
     def recorded(self, loop: Callable, buffers: list[Tensor]) -> Callable:
         """loop as a CUDA graph: its kernels, recorded on buffers that stay."""
@@ -852,8 +853,10 @@ class Run:
             temporary.write_bytes(checkpoint.getbuffer())
             os.replace(temporary, self.dir / "checkpoint.pt")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {self.dir}/checkpoint.pt: {error.strerror}") from error
+            with suppress(OSError):
+                temporary.unlink()
+            raise UserError(f"cannot write {self.dir}/checkpoint.pt: "
+                            f"{error.strerror or error}") from error
         self.saved = time.perf_counter()
 
     def finish(self) -> None:

@@ -151,7 +151,7 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("Walker2d-v4", "TRPO"): ["4,502 ± 234 P", "2,791 E"],
 }
 SOURCES = """
-T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions. S:
+T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions. P:
 sb3-contrib, -v3, 3 seeds ± standard error, last evaluation. N: nnabla-rl, -v2, 3 seeds, best of the
 evaluations. E: Engstrom et al. 2020, -v2, 80 agents or more, 95 % interval; its TRPO is without
 PPO's optimisations. V: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100
@@ -169,7 +169,7 @@ def published(runs: dict[suites.Experiment, list[Run]]) -> str:
                          f"{spread(np.array([run.final for run in group]))} | "
                          f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
                          f"{len(group)} | {'; '.join(theirs)} |")
-    return "\n".join(lines) + "\n\n" + textwrap.fill(SOURCES, 125) + "\n"
+    return "\n".join(lines) + "\n\n" + textwrap.fill(SOURCES.strip(), 125) + "\n"
 
 
 ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2
@@ -472,33 +472,35 @@ class Options:
 def report(parts: tuple[str, ...], results: Path) -> None:
     """Tables and figures from the CSVs."""
     everything = load(results)
+    if not everything and set(parts) != {"clip"}:
+        raise own_runs.UserError(f"--results {results}: there are no CSVs of runs")
     (HERE / "tables").mkdir(exist_ok=True)
     if not parts or "clip" in parts:
         clip()
     timed = results / "speed.csv"
     if timed.exists() and (not parts or "speed" in parts):
         measured = races.read(timed)
-        (HERE / "tables/speed.md").write_text(races.table(measured))
+        (HERE / "tables/speed.md").write_text(races.table(measured), "utf-8")
         speed(measured)
     for name, figure in FIGURES.items():
         wanted = dict.fromkeys(suites.SUITES[name]())
         runs = {job: everything[job] for job in wanted if job in everything}
         if runs and (not parts or name in parts):
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
-            (HERE / "tables" / f"{name}.md").write_text(table(runs))
+            (HERE / "tables" / f"{name}.md").write_text(table(runs), "utf-8")
             figure(runs)
             if name == "compare":
-                (HERE / "tables/published.md").write_text(published(runs))
+                (HERE / "tables/published.md").write_text(published(runs), "utf-8")
             if name == "ablation":
-                (HERE / "tables/engstrom.md").write_text(engstrom(runs))
-                (HERE / "tables/thirds.md").write_text(thirds(runs))
+                (HERE / "tables/engstrom.md").write_text(engstrom(runs), "utf-8")
+                (HERE / "tables/thirds.md").write_text(thirds(runs), "utf-8")
             if name == "actions":
-                (HERE / "tables/distributions.md").write_text(distributions(runs))
+                (HERE / "tables/distributions.md").write_text(distributions(runs), "utf-8")
     if not parts:
-        (HERE / "tables/classic.md").write_text(classic(everything))
+        (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
         others = {job: everything[job] for job in suites.per_task() if job in everything}
-        (HERE / "tables/per_task.md").write_text(table(others))
-        (HERE / "tables/trials.md").write_text(table(load(results / "trials")))
+        (HERE / "tables/per_task.md").write_text(table(others), "utf-8")
+        (HERE / "tables/trials.md").write_text(table(load(results / "trials")), "utf-8")
 
 
 def dispatch(options: Options) -> None:

@@ -377,7 +377,7 @@ def cnn(script: ModuleType) -> None:
     together again. Three traps: the environment's channels are the last axis and PyTorch's the
     first, so reshaping to (C, H, W) would mix pixels without an error; make_batch calls the
     networks with (T, N, …), Conv2d wants one batch axis; and to standardise each pixel by itself
-    would give one shape another look at each place. Rollouts are float64, 0.5 MB per step of Atari.
+    would make one shape look different at each place. Large images are dear.
     """
 
     class Agent(script.Agent):
@@ -435,9 +435,9 @@ class Distillation(nn.Module):
 def rnd(script: ModuleType) -> None:
     """Random network distillation: new states pay. [Burda et al. 2018, arXiv 1810.12894]
 
-        r = r_environment (scaled) + c_i · i,    i = ‖f̂(s') − f(s')‖² / std,    c_i = --rnd-coef
+        r = r_environment (scaled) + c_i · i,  i = mean (f̂(s') − f(s'))² / std,  c_i = --rnd-coef
 
-    f̂ is trained on the states visited, so its error is small where it has been often. Asked for by
+    f̂ is trained on the states visited, so its error is small where the agent has often been. From
     Sogang ("PPO with Curiosity"). The reward changes in make_batch only: the log has the returns of
     the environment. f is not in θ, as Optimizer takes what requires a gradient. Simpler than the
     paper: one value function for both rewards, so novelty after an episode's end does not count;
@@ -513,7 +513,10 @@ def main() -> None:
     if error:
         print(f"variants.py: {error}", file=sys.stderr)
         sys.exit(2)
+    named = {"--exp-name", "--resume", "--evaluate"} & {flag.split("=")[0] for flag in flags}
     sys.argv = [script.__file__, *flags]
+    if not named:  # or its runs would look like those of the script
+        sys.argv.insert(1, f"--exp-name={name}+{variant}")
     script.main()
 
 

@@ -30,23 +30,26 @@ def pytest_addoption(parser):
                     help="the script that it is a copy of, such as ppo_discrete; without: the one "
                     "whose text is nearest")
     group.addoption("--seconds", metavar="S", type=int, default=120,
-                    help="what a test of a copy may take, before it fails")
+                    help="what a test of a copy may take before it fails (not on Windows)")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config, args):
     """Before conftest.py imports the scripts: put the copy in the place of its origin. Without a
-    copy and without a choice of tests, on up to four cores."""
+    copy and without a choice of tests, on up to four cores, where pytest-xdist is installed."""
     global ROOT
     given = early_config.known_args_namespace
     script, like = given.script, given.like
     if not (script or given.file_or_dir or given.keyword or given.capture == "no"):
-        if getattr(given, "numprocesses", 0) is None:  # pytest-xdist is there, and nothing is said
+        if getattr(given, "numprocesses", 0) is None and not (given.usepdb or given.collectonly):
             args += ["-n", str(min(4, os.cpu_count() or 1))]
     if script:
         if not script.is_file():
             raise pytest.UsageError(f"--script {script}: there is no such file")
-        like = like or nearest(script.read_text("utf-8"))
+        try:
+            like = like or nearest(script.read_text("utf-8"))
+        except UnicodeError as error:
+            raise pytest.UsageError(f"--script {script}: save it in UTF-8") from error
         if like not in NAMES:
             raise pytest.UsageError(f"--like {like}: must be one of {', '.join(NAMES)}")
         ROOT, NAMES[:] = with_copy(script, like), [like]
@@ -98,18 +101,18 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """With --script, a test fails after two minutes: a loop of the copy may never end."""
+    """With --script, a test fails after --seconds (on Unix): a loop of the copy may never end."""
     def give_up(*_):
         pytest.fail("this takes too long (--seconds): is there a loop that does not end?")
 
-    if item.config.option.script and hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, give_up)
-        signal.alarm(item.config.option.seconds)
+    if not item.config.option.script or not hasattr(signal, "SIGALRM"):
+        return (yield)
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(item.config.option.seconds)
     try:
         return (yield)
     finally:
-        if hasattr(signal, "SIGALRM"):
-            signal.alarm(0)
+        signal.alarm(0)
 
 
 @pytest.hookimpl(wrapper=True)
