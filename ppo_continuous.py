@@ -632,7 +632,10 @@ class Optimizer:
 
     def store(self, state: list[Tensor]) -> None:
         """Make this the state, which stays where it is in memory."""
-        for old, new in zip(self.state, state, strict=True):
+        if len(state) != len(self.state):
+            raise ValueError(f"{len(state)} parts for a state of {len(self.state)}: does the "
+                             "optimiser return all that `vectors` and `numbers` in train count?")
+        for old, new in zip(self.state, state):
             old.copy_(new.view(old.shape))  # copy_ alone would stretch a number to a vector
 
     def once(self, step: Callable, minibatch: list[Tensor]) -> list[Tensor]:

@@ -397,6 +397,15 @@ def test_a_step_that_changes(script, capsys):
     assert capsys.readouterr().out.count("--compile: it failed (was a number changed") == 1
 
 
+@each(SCRIPTS)
+def test_an_optimiser_that_returns_too_little(script):
+    """The message names what to look at: as if adam ended with `return [theta - lr * gradient]`."""
+    args, _, agent, _ = setup(script)
+    optimizer = make_optimizer(script, agent, args)
+    with pytest.raises(ValueError, match="1 parts for a state of .: .*vectors. and .numbers"):
+        optimizer.run(lambda state, minibatch: (state[:1], [state[0].sum()]), [torch.zeros(3, 1)])
+
+
 # --------------------------------------------------------------------------------------------------
 # Another optimiser
 # --------------------------------------------------------------------------------------------------
