@@ -640,12 +640,12 @@ class Optimizer:
             except Exception as error:  # a compiler can raise anything
                 self.fast, self.compile = None, False
                 reason = " ".join(str(error).split())[:200]
-                say("--compile: it failed (was a number changed that is no tensor?), so the run "
-                    f"goes on without it: {reason}")
+                say("--compile: it failed (if not at once: did a plain number change?), so the "
+                    f"run goes on without it: {reason}")
         return (self.fast or loop)(minibatches)
 
     def compiled(self, step: Callable, number: int) -> Callable:
-        """The loop as one compiled function, for so many minibatches."""
+        """The loop over `number` minibatches, to be compiled at its first call."""
         def one(state: list[Tensor], minibatches: list[Tensor]) -> tuple[list, list]:
             """As scan does it for a single minibatch, where scan costs more than it saves."""
             state, out = step(state, [x[0] for x in minibatches])
@@ -653,7 +653,6 @@ class Optimizer:
 
         say("--compile: compiling, for about half a minute")
         from torch._higher_order_ops import scan
-        torch._dynamo.config.recompile_limit = 1  # to compile at each update would be slower
         steps = one if number == 1 else lambda *x: scan(step, *x)
         steps = torch.compile(steps, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         return functools.partial(self.once, steps)
@@ -820,7 +819,7 @@ class Run:
         """Tensors and plain values only; renamed into place: a crash leaves the last one whole."""
         flushing = threading.Thread(target=self.tensorboard.flush, name="tensorboard", daemon=True)
         flushing.start()
-        flushing.join(timeout=10)  # its writer may have died of a full disk, and never be done
+        flushing.join(timeout=10)  # if a full disk has ended the writer, flush may never return
         checkpoint, temporary = io.BytesIO(), self.dir / "checkpoint.tmp"
         torch.save({"algorithm": ALGORITHM, "args": asdict(self.args),
                     "progress": {name: getattr(self, name) for name in self.progress},

@@ -11,7 +11,8 @@ from marker import nearest
 def mark(path, *flags, tests=("-k", "gae")):
     """The exit code and the output of the tests of advantages on this file."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests,
-                           *flags, f"--script={path}"], cwd=ROOT, text=True, capture_output=True)
+                           *flags, f"--script={path}"], cwd=ROOT, text=True, capture_output=True,
+                          timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -29,11 +30,12 @@ def test_two_words_will_do(tmp_path):
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes((ROOT / "a2c.py").read_bytes())
     try:
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k",
+        done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k",
                                "lambda_0", "--script", copy], cwd=ROOT, capture_output=True)
     finally:
         copy.unlink()
-    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    out = done.stdout.decode() + done.stderr.decode()
+    assert done.returncode == 0 and "is tested as a copy of a2c.py" in out, out
 
 
 def test_a_slip_is_found(tmp_path):

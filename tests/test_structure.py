@@ -14,7 +14,7 @@ from conftest import LADDER, NAMES, ROOT, SCRIPTS, each
 from sync import BANNER, PART_TWO, difference, sections, synchronised
 
 PART_ONE_BUDGET = dict.fromkeys(LADDER, 370) | {"trpo": 480}  # lines, to the end of train()
-PART_TWO_BUDGET = 700
+PART_TWO_BUDGET = 699
 FUNCTION_BUDGET = 40  # lines
 DIFF_BUDGET = {("reinforce", "a2c"): 246, ("a2c", "ppo_discrete"): 228,  # lines that differ
                ("ppo_discrete", "ppo_continuous"): 78, ("ppo_continuous", "trpo"): 318}
