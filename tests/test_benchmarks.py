@@ -166,7 +166,9 @@ def report():
 @pytest.fixture(scope="module")
 def committed():
     """The runs of all committed CSVs; to read them takes seconds."""
-    return pytest.importorskip("report").load(ROOT / "benchmarks/results")
+    for package in ("rliable", "matplotlib"):
+        pytest.importorskip(package)
+    return importlib.import_module("report").load(ROOT / "benchmarks/results")
 
 
 def fake_run(report, job, seed, final, mark_at=None):
