@@ -1,4 +1,4 @@
-"""Tables and figures from the CSVs under results/; or a figure and a table of one's own runs.
+"""Tables and figures from the runs in results/; or a figure and a table of one's own runs.
 
     python benchmarks/report.py                # all that there are results for
     python benchmarks/report.py compare clip   # some of it
@@ -9,7 +9,6 @@ file. The statistic is the mean raw return of the last 100 training episodes: on
 IQM: mean of the middle half of the runs (from four runs on; of three it is the mean), with its 95 %
 stratified bootstrap interval (Agarwal et al. 2021, by rliable).
 """
-import csv
 import itertools
 import json
 import sys
@@ -45,7 +44,7 @@ RESAMPLES = 2_000  # of the bootstrap
 class Run:
     experiment: suites.Experiment
     seed: int
-    columns: dict[str, np.ndarray]  # progress.csv, thinned; NaN where a cell is empty
+    columns: dict[str, np.ndarray]  # progress.csv, thinned; NaN where it has nothing
     evaluation: list[float]  # returns of the deterministic evaluation after training
     settings: dict  # all of Args
 
@@ -53,6 +52,11 @@ class Run:
     def final(self) -> float:
         """Mean raw return of the last 100 training episodes."""
         return float(self.columns["return_100"][-1])
+
+    @property
+    def evaluated(self) -> float:
+        """Mean return of the evaluation; NaN if there was none."""
+        return float(np.mean(self.evaluation)) if self.evaluation else np.nan
 
     @property
     def length(self) -> float:
@@ -64,23 +68,23 @@ class Run:
     @property
     def steps_to_mark(self) -> float:
         """Steps until return_100 first was at the environment's mark; infinite if never."""
-        reached = ((self.columns["return_100"] >= MARKS[self.experiment.env_id])
+        reached = ((self.columns["return_100"] >= MARKS.get(self.experiment.env_id, np.inf))
                    & (self.columns["episodes"] >= 100))
         return float(self.columns["global_step"][reached.argmax()]) if reached.any() else np.inf
 
 
-def load(results: Path) -> dict[suites.Experiment, list[Run]]:
-    """All runs, by experiment."""
+def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
+    """All runs in these tables, by experiment."""
     runs = defaultdict(list)
-    for path in sorted(results.glob("*__seed*.csv")):
-        with path.open() as file:
-            about = json.loads(file.readline()[2:])
-            rows = list(csv.DictReader(file))
-        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-        experiment = suites.Experiment(*(about[field] for field in suites.Experiment._fields))
-        runs[experiment].append(Run(experiment, about["seed"], columns, about["evaluation"],
-                                    about["settings"]))
-    return runs
+    for path in paths:
+        for (job, seed), rows in suites.read(path).items():
+            names = [name for name in rows[-1] if name not in suites.KEY + suites.LAST]
+            columns = {name: np.array([float(row[name] or "nan") for row in rows])
+                       for name in names}
+            evaluation, settings = (json.loads(rows[-1][name] or "{}") for name in
+                                    ("evaluation", "settings"))
+            runs[job].append(Run(job, seed, columns, list(evaluation), settings))
+    return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -107,7 +111,7 @@ def classic(runs: dict[suites.Experiment, list[Run]]) -> str:
             steps = np.median([run.columns["global_step"][-1] for run in group])
             lines.append(f"| {job.script} | {job.env_id} | {steps:,.0f} | {len(group)} | "
                          f"{spread(finals)} | {finals.min():,.0f} | "
-                         f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
+                         f"{spread(np.array([run.evaluated for run in group]))} | "
                          f"{f'`{job.flags}`' if job.flags else 'default'} |")
     return "\n".join(lines) + "\n"
 
@@ -131,8 +135,23 @@ def table(runs: dict[suites.Experiment, list[Run]]) -> str:
             f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
             f"{f'`{job.flags}`' if job.flags else 'default'} | {len(group)} | {spread(finals)} | "
             f"{interval} | {finals.min():,.0f} | "
-            f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
+            f"{spread(np.array([run.evaluated for run in group]))} | "
             f"{reached} ({np.isfinite(steps).sum()}) | {minutes:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def trials(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """Of the runs that chose the defaults there are only the finals."""
+    lines = ["| script | environment | flags | seeds | last 100 episodes | worst | evaluation |",
+             "|---|---|---|" + "---:|" * 4]
+    for job, group in runs.items():
+        if not job.variant.startswith("first_series"):  # one by one in defaults.md
+            finals = np.array([run.final for run in group])
+            lines.append(
+                f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
+                f"{f'`{job.flags}`' if job.flags else 'default'} | {len(group)} | "
+                f"{spread(finals)} | {finals.min():,.0f} | "
+                f"{spread(np.array([run.evaluated for run in group]))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -159,17 +178,34 @@ training episodes, the only one with our version and our statistic.
 """
 
 
+LIBRARIES = {  # algorithm → its peers in run.py's suite: the script's name there, the library
+    "REINFORCE": {"tianshou_reinforce": "Tianshou"}, "A2C": {"sb3_a2c": "SB3"},
+    "PPO": {"sb3_ppo": "SB3", "tianshou_ppo": "Tianshou", "cleanrl_ppo": "CleanRL"},
+    "TRPO": {"sb3_trpo": "sb3-contrib"},
+}
+
+
 def published(runs: dict[suites.Experiment, list[Run]]) -> str:
-    """Ours on MuJoCo beside the published numbers."""
-    lines = ["| environment | algorithm | ours, last 100 episodes | ours, evaluation | seeds | "
-             "published |", "|---|---|---:|---:|---:|---|"]
-    for job, group in runs.items():
-        if theirs := PUBLISHED.get((job.env_id, NAMES[job.script])):
-            lines.append(f"| {job.env_id} | {NAMES[job.script]} | "
-                         f"{spread(np.array([run.final for run in group]))} | "
-                         f"{spread(np.array([np.mean(run.evaluation) for run in group]))} | "
-                         f"{len(group)} | {'; '.join(theirs)} |")
+    """Ours on MuJoCo beside peers measured here and the published numbers."""
+    lines = ["| environment | algorithm | ours: last 100 episodes (evaluation; seeds) | peers, "
+             "measured here | published |", "|---|---|---:|---:|---|"]
+    for job in suites.compare():
+        theirs, group = PUBLISHED.get((job.env_id, NAMES[job.script])), runs.get(job)
+        if theirs and group:
+            peers = {library: runs.get(suites.Experiment(name, job.env_id), [])
+                     for name, library in LIBRARIES[NAMES[job.script]].items()}
+            measured = "; ".join(f"{library} {finals_of(found)}"
+                                 for library, found in peers.items() if found)
+            lines.append(f"| {job.env_id} | {NAMES[job.script]} | {finals_of(group)} | {measured} "
+                         f"| {'; '.join(theirs)} |")
     return "\n".join(lines) + "\n\n" + textwrap.fill(SOURCES.strip(), 125) + "\n"
+
+
+def finals_of(group: list[Run]) -> str:
+    """Both statistics and the number of runs; CleanRL's have no evaluation."""
+    evaluation = np.mean([run.evaluated for run in group])
+    text = f"{evaluation:,.0f}; " if np.isfinite(evaluation) else ""
+    return f"{spread(np.array([run.final for run in group]))} ({text}{len(group)})"
 
 
 ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2
@@ -231,9 +267,7 @@ def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:
         cells = []
         for env_id in suites.MUJOCO:
             group = runs.get(jobs[variant, env_id], [])
-            evaluation = np.mean([np.mean(run.evaluation) for run in group]) if group else 0
-            cells.append(f"{spread(np.array([run.final for run in group]))} ({evaluation:,.0f}; "
-                         f"{len(group)} runs)" if group else "–")
+            cells.append(finals_of(group) if group else "–")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -250,9 +284,8 @@ def save(figure: plt.Figure, name: str) -> None:
 
 def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | None,
           colour: str) -> None:
-    """Mean over seeds at common values of x, and its 95 % interval (Student's t)."""
-    from scipy import stats
-
+    """Mean over seeds at common values of x, and its 95 % interval: a percentile bootstrap, which
+    does not leave the range of the runs, as Student's t would above CartPole's 500."""
     ends = [run.columns[x][-1] for run in group]
     grid = np.linspace(0, min(ends), 201)[1:]
     values = []
@@ -262,11 +295,11 @@ def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | No
     values = np.array(values)
     there = np.isfinite(values).all(0)
     grid, values = grid[there], values[:, there]
-    mean = values.mean(0)
-    axis.plot(grid, mean, label=label, color=colour)
+    axis.plot(grid, values.mean(0), label=label, color=colour)
     if len(group) > 2:
-        half = stats.t.ppf(0.975, len(group) - 1) * values.std(0, ddof=1) / len(group) ** 0.5
-        axis.fill_between(grid, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        draws = np.random.default_rng(0).integers(len(group), size=(RESAMPLES, len(group)))
+        low, high = np.percentile(values[draws].mean(1), (2.5, 97.5), axis=0)
+        axis.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
@@ -369,6 +402,34 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     save(figure, "sensitivity")
 
 
+def peers(runs: dict[suites.Experiment, list[Run]]) -> None:
+    """Learning curves of ours and of the peers measured here: a row per algorithm, a panel per
+    task."""
+    ours = {NAMES[job.script]: job.script for job in suites.compare() if job.env_id in
+            suites.MUJOCO}
+    rows = [name for name, libraries in LIBRARIES.items()
+            if any(job.script in libraries for job in runs)]
+    figure, axes = plt.subplots(len(rows), 3, figsize=(18, 4.5 * len(rows)), squeeze=False)
+    for (i, name), (j, env_id) in itertools.product(enumerate(rows), enumerate(suites.MUJOCO)):
+        axis = axes[i][j]
+        looks = zip(LIBRARIES[name].items(), ("black", "#CC79A7", "#0072B2"))
+        lines = [(suites.Experiment(script, env_id), library, colour)
+                 for (script, library), colour in looks]
+        default = suites.experiment(ours[name], env_id, total_timesteps=1_000_000)
+        for job, label, colour in ((default, "ours", COLOURS[ours[name]]), *lines):
+            if job in runs:
+                curve(axis, runs[job], "return_100", "global_step",
+                      f"{label} ({len(runs[job])} runs)", colour)
+        axis.set(title=f"{name}, {env_id}", xlabel="environment steps")
+        axis.xaxis.set_major_formatter(thousands)
+        if axis.lines:
+            axis.legend(loc="upper left", fontsize=12)
+    for row in axes:
+        row[0].set_ylabel("return, last 100 episodes")
+    figure.tight_layout()
+    save(figure, "peers")
+
+
 def discount(runs: dict[suites.Experiment, list[Run]]) -> None:
     """The return against γ, and how long episodes last: one point per run."""
     panels = {"return, last 100 episodes": lambda run: run.final,
@@ -456,7 +517,10 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
     save(figure, "speed")
 
 
-FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health)}
+FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health,
+                                   peers)}
+WITH = {"published": "compare", "engstrom": "ablation", "thirds": "ablation",
+        "distributions": "actions"}  # a table of its own → the part that it is written with
 PARTS = ("clip", "speed", *FIGURES)
 
 
@@ -465,15 +529,15 @@ class Options:
     parts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(
         metavar="[PART|RUN ...]", help=f"some of {', '.join(PARTS)} (none: all that there are "
         "results for); or run directories, or folders of them")] = ()
-    results: Path = HERE / "results"  # where the CSVs are; not for run directories
+    results: Path = HERE / "results"  # where the tables of runs are; not for run directories
     out: Path = Path("report.png")  # the figure of run directories
 
 
 def report(parts: tuple[str, ...], results: Path) -> None:
-    """Tables and figures from the CSVs."""
-    everything = load(results)
+    """Tables and figures from the tables of runs."""
+    everything = load(*suites.tables(results))
     if not everything and set(parts) != {"clip"}:
-        raise own_runs.UserError(f"--results {results}: there are no CSVs of runs")
+        raise own_runs.UserError(f"--results {results}: there are no tables of runs")
     (HERE / "tables").mkdir(exist_ok=True)
     if not parts or "clip" in parts:
         clip()
@@ -488,23 +552,21 @@ def report(parts: tuple[str, ...], results: Path) -> None:
         if runs and (not parts or name in parts):
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
             (HERE / "tables" / f"{name}.md").write_text(table(runs), "utf-8")
-            figure(runs)
-            if name == "compare":
-                (HERE / "tables/published.md").write_text(published(runs), "utf-8")
-            if name == "ablation":
-                (HERE / "tables/engstrom.md").write_text(engstrom(runs), "utf-8")
-                (HERE / "tables/thirds.md").write_text(thirds(runs), "utf-8")
-            if name == "actions":
-                (HERE / "tables/distributions.md").write_text(distributions(runs), "utf-8")
+            figure(everything if name == "peers" else runs)
+            for written, suite in WITH.items():
+                if suite == name:
+                    text = globals()[written](everything)
+                    (HERE / "tables" / f"{written}.md").write_text(text, "utf-8")
     if not parts:
+        for name in ("per_task", "untuned"):
+            others = {job: everything[job] for job in suites.SUITES[name]() if job in everything}
+            (HERE / f"tables/{name}.md").write_text(table(others), "utf-8")
         (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
-        others = {job: everything[job] for job in suites.per_task() if job in everything}
-        (HERE / "tables/per_task.md").write_text(table(others), "utf-8")
-        (HERE / "tables/trials.md").write_text(table(load(results / "trials")), "utf-8")
+        (HERE / "tables/trials.md").write_text(trials(load(results / "trials.csv.gz")), "utf-8")
 
 
 def dispatch(options: Options) -> None:
-    """The CSVs under results/, or one's own runs; UserError for what is neither or both."""
+    """The runs in results/, or one's own; UserError for what is neither or both."""
     own = [name for name in options.parts if name not in PARTS]
     for name in own:
         if not own_runs.paths_of(name):

@@ -1,4 +1,4 @@
-"""Run a suite of trainings on all cores, and keep one thinned CSV per run under results/.
+"""Run a suite of trainings on all cores, and keep one compressed table per suite under results/.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/run.py compare                           # all runs of the suite not there yet
@@ -7,13 +7,16 @@
     python benchmarks/run.py compare --cluster slurm --slurm partition=cpu mem_gb=4
 
 A suite is data: experiments (script, environment, settings), each run with every seed. A run is
-done when its CSV is in results/. So the same command goes on after an interruption, and suites
-share the runs that they have in common. A run that was cut off starts anew: no curve has a seam. A
-run that fails is reported, with its log, and does not stop the others.
+done when it is in a table of results/, whichever suite it was run for. So the same command goes on
+after an interruption, and suites share the runs that they have in common. A run that was cut off
+starts anew: no curve has a seam. A run that fails is reported, with its log, and does not stop the
+others.
 """
 import csv
 import dataclasses
+import gzip
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 NOT_SETTINGS = {"env_id", "seed", "exp_name", "run_dir", "resume", "evaluate", "compile", "cuda",
                 "track", "wandb_project_name", "wandb_entity", "capture_video"}
+PEERS = ("sb3_ppo", "sb3_a2c", "sb3_trpo", "tianshou_ppo", "tianshou_reinforce", "cleanrl_ppo")
 
 
 class Experiment(NamedTuple):
@@ -53,18 +57,13 @@ def experiment(script: str, env_id: str, variant: str = "", **settings) -> Exper
     return Experiment(script, env_id, flags(script, settings), variant)
 
 
-def settings_of(job: Experiment) -> dict:
-    """All settings of a run of this experiment: the script's defaults, changed by the flags."""
+def settings_of(job: Experiment) -> dict | None:
+    """All settings of a run of this experiment: the script's defaults, changed by the flags. None
+    for a peer, whose settings are its library's."""
+    if job.script in PEERS:
+        return None
     args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
-
-
-def is_done(path: Path, job: Experiment) -> bool:
-    """The CSV is there, and with these settings: not from a time when a default was another."""
-    if not path.exists():
-        return False
-    with path.open() as file:
-        return json.loads(file.readline()[2:])["settings"] == settings_of(job)
 
 
 def flags(script: str, settings: dict) -> str:
@@ -117,9 +116,10 @@ def compare() -> list[Experiment]:
 
 
 def per_task() -> list[Experiment]:
-    """Other settings for one task, on the seeds of compare."""
+    """Other settings for one task, on the seeds of compare; and CartPole-v1 by PPO's defaults."""
     return [experiment("a2c", "HalfCheetah-v4", total_timesteps=1_000_000, num_steps=16,
-                       learning_rate=1e-3, gae_lambda=0.95, log_std_init=-1.0)]
+                       learning_rate=1e-3, gae_lambda=0.95, log_std_init=-1.0),
+            experiment("ppo_discrete", "CartPole-v1")]
 
 
 def ablation() -> list[Experiment]:
@@ -176,6 +176,22 @@ def actions() -> list[Experiment]:
             for variant in ("", "annealed_std", "squashed_gaussian", "beta")]
 
 
+UNTUNED = ("InvertedPendulum-v4", "Pusher-v5", "HumanoidStandup-v4", "Humanoid-v4")
+
+
+def untuned() -> list[Experiment]:
+    """PPO and TRPO with their defaults on four tasks that had no part in choosing them. (Pusher-v4
+    needs a MuJoCo before 3.)"""
+    return [experiment(script, env_id, total_timesteps=1_000_000) for env_id in UNTUNED
+            for script in ("ppo_continuous", "trpo")]
+
+
+def peers() -> list[Experiment]:
+    """Other libraries with their own settings: peers.py. CleanRL if $CLEANRL names it."""
+    names = [name for name in PEERS if name != "cleanrl_ppo" or "CLEANRL" in os.environ]
+    return [Experiment(name, env_id) for name in names for env_id in MUJOCO]
+
+
 def smoke() -> list[Experiment]:
     """A few seconds: does the machinery work?"""
     return [experiment("reinforce", "CartPole-v1", total_timesteps=4_000),
@@ -183,52 +199,111 @@ def smoke() -> list[Experiment]:
 
 
 SUITES = {suite.__name__: suite for suite in (compare, per_task, ablation, sensitivity,
-                                              discount, health, actions, smoke)}
+                                              discount, health, actions, untuned, peers, smoke)}
 
 
 # --------------------------------------------------------------------------------------------------
 # One run
 # --------------------------------------------------------------------------------------------------
-def execute(job: Experiment, seed: int, results: Path, runs: Path, extra: list[str]) -> None:
-    """Train, then thin its log into results/. RuntimeError if it did not get to its end."""
+def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> None:
+    """Train, into a directory under runs/. RuntimeError if it did not get to its end."""
     sys.path.insert(0, str(ROOT))  # on a cluster this function arrives without the lines above
-    run_dir = runs / f"{job.name}__seed{seed}"
-    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = runs / f"{job.name}__seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
     script = [str(ROOT / f"{job.script}.py")]
+    if job.script in PEERS:
+        script, extra = [str(ROOT / "benchmarks/peers.py"), job.script], []
     if job.variant:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
     command = [sys.executable, *script, "--env-id", job.env_id, "--seed", str(seed), "--run-dir",
-               str(run_dir), *job.flags.split(), *extra]
-    with (run_dir / "log.txt").open("w") as log:
+               str(folder), *job.flags.split(), *extra]
+    with (folder / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
                               env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
-    newest = max(run_dir.glob("*/args.json"), key=os.path.getmtime, default=run_dir / "none").parent
-    if code or not (newest / "evaluation.json").exists():
-        raise RuntimeError(f"{run_dir.name}: exit code {code}, see {run_dir / 'log.txt'}")
-    thin(newest, results / f"{job.name}__seed{seed}.csv", job)
+    if code or not finished(job, seed, runs):
+        raise RuntimeError(f"{folder.name}: exit code {code}, see {folder / 'log.txt'}")
 
 
-def thin(run_dir: Path, path: Path, job: Experiment) -> None:
-    """At most 200 rows of progress.csv, the last among them, under a line of JSON with the rest."""
+def finished(job: Experiment, seed: int, runs: Path) -> Path | None:
+    """The directory of a run that came to its end, with these settings, and is in no table yet."""
+    for path in sorted((runs / f"{job.name}__seed{seed}").glob("*/evaluation.json"))[::-1]:
+        if not (path.parent / "in_table").exists():
+            args = json.loads((path.parent / "args.json").read_text())
+            wanted = settings_of(job) or {}
+            if all(args[name] == value for name, value in wanted.items()):
+                return path.parent
+    return None
+
+
+# --------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------
+KEY = (*Experiment._fields, "seed")  # what tells a run from others
+LAST = ("evaluation", "settings", "versions")  # as JSON, in the last row of a run alone
+POINTS = 100  # rows per run, at most
+
+
+def thin(run_dir: Path, job: Experiment) -> list[dict[str, str]]:
+    """A run's rows for a table: every n-th of progress.csv, the last among them, and what is only
+    in a run's last row."""
     args = json.loads((run_dir / "args.json").read_text())
-    evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    header, *rows = csv.reader((run_dir / "progress.csv").open())
-    rows = rows[::-1][::-(-len(rows) // 199)][::-1]  # every n-th, counted from the last
-    facts = {k: args[k] for k in ("device", "python", "torch", "gymnasium", "mujoco") if k in args}
-    settings = {f.name: args[f.name]
-                for f in dataclasses.fields(importlib.import_module(job.script).Args)
-                if f.name not in NOT_SETTINGS}
-    about = {**job._asdict(), "seed": args["seed"], **facts, "settings": settings,
-             "evaluation": [round(r, 1) for r in evaluation["returns"]]}
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="") as file:
-        file.write("# " + json.dumps(about) + "\n")
-        csv.writer(file).writerows([header] + [[shorten(x) for x in row] for row in rows])
-    partial.rename(path)
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())["returns"]
+    versions = {k: args[k] for k in ("device", "python", "torch", "gymnasium", "mujoco")
+                if k in args}
+    settings = args["settings"] if job.script in PEERS else {x: args[x] for x in settings_of(job)}
+    rows = list(csv.DictReader((run_dir / "progress.csv").open()))
+    rows = rows[::-1][::-(-len(rows) // POINTS)][::-1]
+    key = {name: str(value) for name, value in (*job._asdict().items(), ("seed", args["seed"]))}
+    rows = [key | {name: shorten(x) for name, x in row.items()} for row in rows]
+    last = ([round(x, 1) for x in evaluation], settings, versions)
+    rows[-1] |= {name: json.dumps(x, ensure_ascii=False) for name, x in zip(LAST, last)}
+    return rows
 
 
 def shorten(cell: str) -> str:
     return f"{float(cell):.5g}" if "." in cell else cell
+
+
+def read(path: Path) -> dict[tuple[Experiment, int], list[dict[str, str]]]:
+    """A table: run → its rows. Empty if there is no such file."""
+    found = {}
+    if path.exists():
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                *job, seed = (row[name] for name in KEY)
+                found.setdefault((Experiment(*job), int(seed)), []).append(row)
+    return found
+
+
+def write(path: Path, runs: dict[tuple[Experiment, int], list[dict[str, str]]]) -> None:
+    """A table, in an order of its own: the same runs give the same bytes."""
+    columns = dict.fromkeys(name for rows in runs.values() for name in (*rows[0], *rows[-1]))
+    columns = [*KEY, *(name for name in columns if name not in KEY + LAST), *LAST]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    for run in sorted(runs):
+        table.writerows(runs[run])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    partial.replace(path)
+
+
+def tables(results: Path) -> list[Path]:
+    """All of results/, but the trials, which no suite shares."""
+    return [path for path in sorted(results.glob("*.csv.gz")) if path.name != "trials.csv.gz"]
+
+
+def is_done(job: Experiment, rows: list[dict[str, str]]) -> bool:
+    """With these settings, that is: not at a time when a default was another."""
+    return settings_of(job) in (None, json.loads(rows[-1]["settings"]))
+
+
+def add(path: Path, job: Experiment, seed: int, run_dir: Path) -> None:
+    """A finished run goes into the table; so that it is not added twice, a file in it says so."""
+    write(path, read(path) | {(job, seed): thin(run_dir, job)})
+    (run_dir / "in_table").touch()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -243,7 +318,7 @@ class Options:
     compile: bool = False  # pass --compile on: worth it from about 500,000 steps
     cuda: bool = False  # train on the GPU if there is one
     dry_run: bool = False  # print what would run
-    results: Path = ROOT / "benchmarks/results"  # where the CSVs are
+    results: Path = ROOT / "benchmarks/results"  # where the tables are
     runs: Path = ROOT / "runs/benchmarks"  # run directories and logs
     cluster: Literal["", "slurm", "local"] = ""  # submit the runs, by submitit
     slurm: tuple[str, ...] = ()  # submitit's parameters for Slurm, name=value
@@ -263,31 +338,40 @@ def executor_for(options: Options):
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__.splitlines()[0])
-    results, runs = options.results.resolve(), options.runs.resolve()
+    table, runs = options.results.resolve() / f"{options.suite}.csv.gz", options.runs.resolve()
     wanted = [(job, seed) for seed in options.seeds
               for job in dict.fromkeys(SUITES[options.suite]())
               if all(part in job.name for part in options.only)]
-    missing = [(job, seed) for job, seed in wanted
-               if not is_done(results / f"{job.name}__seed{seed}.csv", job)]
+    there, home = {}, {}  # a run of earlier settings is replaced in the table that it is in
+    for path in tables(table.parent):
+        found = read(path)
+        there |= found
+        home |= dict.fromkeys(found, path)
+    missing = [run for run in wanted if run not in there or not is_done(run[0], there[run])]
     if options.dry_run:
         print(*(f"{job.name}__seed{seed}" for job, seed in missing), sep="\n")
+    else:  # an earlier command may have been killed before it added what its runs had finished
+        for run in [run for run in missing if finished(*run, runs)]:
+            add(home.get(run, table), *run, finished(*run, runs))
+            missing.remove(run)
     print(f"{options.suite}: {len(wanted)} runs, {len(wanted) - len(missing)} of them done")
     if options.dry_run or not missing:
         return
-    results.mkdir(parents=True, exist_ok=True)
     extra = ["--compile"] * options.compile + ["--no-cuda"] * (not options.cuda)
     executor, failed = executor_for(options), 0
-    futures = [executor.submit(execute, job, seed, results, runs, extra) for job, seed in missing]
+    futures = {executor.submit(execute, *run, runs, extra): run for run in missing}
     try:
         with tqdm(total=len(futures), unit="run") as bar:
             while futures:
                 time.sleep(0.5)
                 for future in [future for future in futures if future.done()]:
-                    futures.remove(future)
-                    bar.update()
+                    run = futures.pop(future)
                     if error := future.exception():
                         failed += 1
                         bar.write(f"failed: {error}")
+                    else:
+                        add(home.get(run, table), *run, finished(*run, runs))
+                    bar.update()
     except KeyboardInterrupt:  # the runs under way have got it, too, and stop by themselves
         for future in futures:
             future.cancel()

@@ -26,8 +26,9 @@ def command(tmp_path, *flags):
             "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), *flags]
 
 
-def csvs(tmp_path):
-    return {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.csv")}
+def table(tmp_path):
+    """The runs in the suite's table, each with its rows; the rows have the seconds of the run."""
+    return run.read(tmp_path / "results/smoke.csv.gz")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -40,23 +41,38 @@ def test_a_suite_interrupted_and_resumed(tmp_path):
                                start_new_session=True,  # and Ctrl-C works, also under nohup and &
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
-    while not csvs(tmp_path) and time.monotonic() < deadline:
+    while not table(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in out, out
     assert "Traceback" not in out
-    before = csvs(tmp_path)
+    before = table(tmp_path)
     assert 1 <= len(before) < 4
 
     done = subprocess.run(command(tmp_path, "--seeds", "1", "2"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"4 runs, {len(before)} of them done" in done.stdout
-    after = csvs(tmp_path)
-    assert len(after) == 4 and before.items() <= after.items(), "a finished run was redone"
+    after = table(tmp_path)
+    assert len(after) == 4 and all(after[one] == before[one] for one in before), (
+        "a finished run was redone")
 
     again = subprocess.run(command(tmp_path, "--seeds", "1", "2"), capture_output=True, text=True)
-    assert "4 runs, 4 of them done" in again.stdout and csvs(tmp_path) == after
+    assert "4 runs, 4 of them done" in again.stdout and table(tmp_path) == after
+
+
+def test_a_run_that_no_command_put_into_the_table(tmp_path):
+    """Its command was killed, or the cluster finished it later: the next command adds it, once."""
+    job, runs = run.experiment("a2c", "CartPole-v1", total_timesteps=4_096), tmp_path / "runs"
+    run.execute(job, 1, runs, ["--no-cuda"])
+    assert run.finished(job, 1, runs) and not table(tmp_path)
+    flags = ("--seeds", "1", "--only", "a2c")
+    done = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True)
+    assert "smoke: 1 runs, 1 of them done" in done.stdout and list(table(tmp_path)) == [(job, 1)]
+    assert run.finished(job, 1, runs) is None
+    (tmp_path / "results/smoke.csv.gz").unlink()  # another --results: it is run anew
+    again = subprocess.run(command(tmp_path, "--dry-run", *flags), capture_output=True, text=True)
+    assert "smoke: 1 runs, 0 of them done" in again.stdout
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
@@ -65,8 +81,8 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 1
     assert "failed: a2c__CartPole-v1__total-timesteps_4096__seed-1: exit code 2" in done.stdout
-    assert [path.name for path in csvs(tmp_path)] == [
-        "a2c__CartPole-v1__total-timesteps_4096__seed1.csv"]
+    assert [(job.name, seed) for job, seed in table(tmp_path)] == [
+        ("a2c__CartPole-v1__total-timesteps_4096", 1)]
 
 
 def test_submitted_to_a_cluster(tmp_path):
@@ -75,7 +91,7 @@ def test_submitted_to_a_cluster(tmp_path):
     done = subprocess.run(command(tmp_path, "--seeds", "1", "--cluster", "local"),
                           capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(csvs(tmp_path)) == 2
+    assert len(table(tmp_path)) == 2
 
 
 def test_dry_run_writes_nothing(tmp_path):
@@ -86,25 +102,50 @@ def test_dry_run_writes_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_thinned_run_keeps_its_last_row(tmp_path):
-    """1,000 rows become at most 200, evenly spaced; the header line has the settings."""
-    rows = [[i, 10 * i, 0.123456789 * i, ""] for i in range(1, 1001)]
+def thinned(tmp_path, number_of_rows, **flags):
+    """The table's rows of a run that has had so many."""
+    rows = [[i, 10 * i, 0.123456789 * i, ""] for i in range(1, number_of_rows + 1)]
     with (tmp_path / "progress.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["iteration", "global_step", "return_100", "x"], *rows])
-    args = vars(ppo_continuous.Args(seed=3, clip_coef=0.3)) | {"algorithm": "ppo_continuous"}
+    args = vars(ppo_continuous.Args(seed=3, **flags)) | {"algorithm": "ppo_continuous"}
     (tmp_path / "args.json").write_text(json.dumps(args))
     (tmp_path / "evaluation.json").write_text(json.dumps({"returns": [1.0, 2.0]}))
-    job = run.experiment("ppo_continuous", "Hopper-v4", clip_coef=0.3)
-    run.thin(tmp_path, tmp_path / "out.csv", job)
-    about, *lines = (tmp_path / "out.csv").read_text().splitlines()
-    about = json.loads(about[2:])
-    assert run.Experiment(*(about[name] for name in run.Experiment._fields)) == job
-    assert about["seed"] == 3 and about["evaluation"] == [1.0, 2.0]
-    assert about["settings"]["clip_coef"] == 0.3 and "seed" not in about["settings"]
-    steps = [int(line.split(",")[1]) for line in lines[1:]]
-    assert 150 <= len(steps) <= 200 and steps[-1] == 10_000
-    assert len(set(np.diff(steps))) == 1
-    assert lines[-1] == "1000,10000,123.46,"
+    return run.thin(tmp_path, run.experiment("ppo_continuous", "Hopper-v4", **flags))
+
+
+@pytest.mark.parametrize("number_of_rows", [1, 99, 100, 101, 1000])
+def test_a_thinned_run_keeps_its_last_row(tmp_path, number_of_rows):
+    """At most 100 rows, evenly spaced; what a run has once is in its last."""
+    rows = thinned(tmp_path, number_of_rows, clip_coef=0.3)
+    assert len(rows) == min(number_of_rows, 100) or 50 < len(rows) < 100
+    steps = [int(row["global_step"]) for row in rows]
+    assert steps[-1] == 10 * number_of_rows and len(set(np.diff(steps))) <= 1
+    assert all(row["flags"] == "--clip-coef 0.3" and row["seed"] == "3" for row in rows)
+    assert rows[-1]["return_100"] == f"{0.123456789 * number_of_rows:.5g}" and rows[-1]["x"] == ""
+    assert not any(name in row for row in rows[:-1] for name in run.LAST)
+    assert json.loads(rows[-1]["evaluation"]) == [1.0, 2.0]
+    settings = json.loads(rows[-1]["settings"])
+    assert settings["clip_coef"] == 0.3 and "seed" not in settings
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    """In whatever order the runs come, it is the same file; pandas reads it, too."""
+    path, other = tmp_path / "results/a.csv.gz", tmp_path / "b.csv.gz"
+    jobs = [run.experiment("ppo_continuous", "Hopper-v4", gamma=gamma) for gamma in (0.9, 0.95)]
+    runs = {(job, seed): thinned(tmp_path, 7) for job in jobs for seed in (10, 2)}
+    for (job, seed), rows in runs.items():
+        for row in rows:
+            row |= {"flags": job.flags, "seed": str(seed)}
+    run.write(path, runs)
+    run.write(other, dict(reversed(runs.items())))
+    assert path.read_bytes() == other.read_bytes()
+    found = run.read(path)
+    assert list(found) == sorted(runs) and run.read(tmp_path / "none.csv.gz") == {}
+    assert all({k: v for k, v in row.items() if v} == {k: v for k, v in given.items() if v}
+               for one in runs for row, given in zip(found[one], runs[one], strict=True))
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(path)
+    assert len(frame) == 28 and len(frame.dropna(subset="evaluation")) == 4
 
 
 def test_names_of_experiments():
@@ -120,15 +161,23 @@ def test_names_of_experiments():
 
 
 def test_a_result_of_other_defaults_is_not_done(tmp_path):
-    """A CSV whose header has other settings than the experiment's is run again."""
-    job, path = run.experiment("a2c", "CartPole-v1", gamma=0.9), tmp_path / "x.csv"
-    assert not run.is_done(path, job)
+    """A run with other settings than the experiment's is run again, and takes the place of the old
+    one, in whichever table that was."""
+    job = run.experiment("a2c", "CartPole-v1", total_timesteps=4_096)
     settings = run.settings_of(job)
-    assert settings["gamma"] == 0.9 and settings["num_envs"] == 8 and "seed" not in settings
-    path.write_text("# " + json.dumps({"settings": settings}) + "\n")
-    assert run.is_done(path, job)
-    path.write_text("# " + json.dumps({"settings": settings | {"num_envs": 4}}) + "\n")
-    assert not run.is_done(path, job)
+    assert settings["num_envs"] == 8 and "seed" not in settings
+    row = {name: str(value) for name, value in job._asdict().items()} | {
+        "seed": "1", "return_100": "7", "evaluation": "[1.0]", "versions": "{}"}
+    for change, done in (({}, 1), ({"num_envs": 4}, 0)):
+        rows = [row | {"settings": json.dumps(settings | change)}]
+        assert run.is_done(job, rows) == done
+        run.write(tmp_path / "results/another.csv.gz", {(job, 1): rows})
+        flags = ("--seeds", "1", "--only", "a2c")
+        out = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True).stdout
+        assert f"smoke: 1 runs, {done} of them done" in out
+    assert not (tmp_path / "results/smoke.csv.gz").exists()
+    (rows,) = run.read(tmp_path / "results/another.csv.gz").values()
+    assert json.loads(rows[-1]["settings"]) == settings and float(rows[-1]["return_100"]) > 7
 
 
 def test_settings_of_the_suites_exist():
@@ -147,6 +196,9 @@ def test_flags_of_every_suite_are_accepted(suite):
     import tyro
 
     for job in run.SUITES[suite]():
+        if job.script in run.PEERS:
+            assert job == run.Experiment(job.script, job.env_id)
+            continue
         args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
         settings = {name: value for name, value in vars(args).items() if name != "env_id"}
         assert run.experiment(job.script, job.env_id, job.variant, **settings) == job
@@ -165,10 +217,10 @@ def report():
 
 @pytest.fixture(scope="module")
 def committed():
-    """The runs of all committed CSVs; to read them takes seconds."""
+    """The runs of all committed tables; to read them takes seconds."""
     for package in ("rliable", "matplotlib"):
         pytest.importorskip(package)
-    return importlib.import_module("report").load(ROOT / "benchmarks/results")
+    return importlib.import_module("report").load(*run.tables(ROOT / "benchmarks/results"))
 
 
 def fake_run(report, job, seed, final, mark_at=None):
@@ -203,9 +255,34 @@ def test_intervals_are_reproducible(report):
 def test_published_numbers_have_a_run_beside_them(report):
     """Every published number belongs to an experiment of the suite compare."""
     runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.compare()}
+    runs |= {run.Experiment("sb3_trpo", "Hopper-v4"): [
+        fake_run(report, run.Experiment("sb3_trpo", "Hopper-v4"), seed, 2.0 * seed)
+        for seed in (1, 2)]}
     lines = report.published(runs).split("\n\n")[0].splitlines()[2:]
-    assert len(lines) == 12 and all("| 7 | 8 | 1 |" in line for line in lines)
-    assert "| Hopper-v4 | TRPO | 7 | 8 | 1 | 3,372 ± 215 P; 2,043 E |" in lines
+    assert len(lines) == 12 and all("| 7 (8; 1) |" in line for line in lines)
+    assert ("| Hopper-v4 | TRPO | 7 (8; 1) | sb3-contrib 3 ± 1 (4; 2) | 3,372 ± 215 P; 2,043 E |"
+            in lines)
+
+
+def test_every_peer_has_an_algorithm_beside_it(report):
+    """And peers.py knows it by the same name."""
+    peers = [name for libraries in report.LIBRARIES.values() for name in libraries]
+    assert sorted(peers) == sorted(run.PEERS) and set(report.LIBRARIES) == {
+        report.NAMES[job.script] for job in run.compare()}
+    text = (ROOT / "benchmarks/peers.py").read_text()
+    assert all(f'"{name}":' in text for name in run.PEERS)
+
+
+def test_intervals_stay_within_the_runs(report):
+    """Nine runs at 500 and one at 100: Student's interval would end at 551."""
+    job = run.experiment("a2c", "CartPole-v1")
+    group = [fake_run(report, job, seed, 100.0 if seed == 1 else 500.0) for seed in range(1, 11)]
+    figure, axis = report.plt.subplots()
+    report.curve(axis, group, "return_100", "global_step", "A2C", "black")
+    (band,) = axis.collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert 340 < ends.min() < 420 and ends.max() == 500
+    report.plt.close(figure)
 
 
 def test_ablation_table(report):
@@ -234,7 +311,7 @@ def test_distributions_table(report):
     runs = {job: [fake_run(report, job, 1, 5.0), fake_run(report, job, 2, 7.0)] for job in jobs}
     lines = report.distributions(runs).splitlines()[2:]
     assert len(lines) == 4
-    assert lines[3] == "| Beta | 6 ± 1 (7; 2 runs) | 6 ± 1 (7; 2 runs) | – |"
+    assert lines[3] == "| Beta | 6 ± 1 (7; 2) | 6 ± 1 (7; 2) | – |"
 
 
 def test_figures(report, tmp_path, monkeypatch):
@@ -253,18 +330,29 @@ def test_figures(report, tmp_path, monkeypatch):
     report.speed(report.races.read(ROOT / "benchmarks/results/speed.csv"))
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "discount",
-             "health", "clip", "speed")
+             "health", "peers", "clip", "speed")
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
 def test_committed_results(committed):
-    """Each CSV's name says what is in it, and today's defaults gave it."""
-    assert len(committed) >= 8
-    for job, runs in committed.items():
-        for one in runs:
-            path = ROOT / "benchmarks/results" / f"{job.name}__seed{one.seed}.csv"
-            assert run.is_done(path, job), f"{path.name}: not the settings that its name says"
-            assert np.isfinite(one.final) and len(one.evaluation) >= 10
+    """Today's defaults gave them; no run is in two tables."""
+    found = [run.read(path) for path in run.tables(ROOT / "benchmarks/results")]
+    assert len({one for table in found for one in table}) == sum(map(len, found)) > 400
+    for table in found:
+        for (job, seed), rows in table.items():
+            assert run.is_done(job, rows), f"{job.name}, seed {seed}: settings of another time"
+            assert len(rows) <= run.POINTS and float(rows[-1]["return_100"]) > -2_000
+            assert len(json.loads(rows[-1]["evaluation"])) >= 10 or job.script == "cleanrl_ppo"
+
+
+def test_a_checkout_one_can_look_through():
+    """The whole repository has at most 120 files and 8 MB."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in files.stdout.split("\0") if name]
+    assert len(paths) <= 120
+    assert sum(path.stat().st_size for path in paths if path.exists()) <= 8e6
 
 
 @pytest.mark.parametrize("name, file", [
@@ -272,11 +360,8 @@ def test_committed_results(committed):
     ("engstrom", "benchmarks/README.md"), ("thirds", "benchmarks/README.md"),
     ("distributions", "benchmarks/README.md")])
 def test_tables_of_the_readme(report, committed, name, file):
-    """The tables of the two READMEs are those that report.py makes from the committed CSVs."""
-    runs = committed
-    if name == "published":
-        runs = {job: runs[job] for job in run.compare() if job in runs}
-    assert getattr(report, name)(runs).strip() in (ROOT / file).read_text()
+    """The tables of the two READMEs are those that report.py makes from the committed runs."""
+    assert getattr(report, name)(committed).strip() in (ROOT / file).read_text()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -377,8 +377,8 @@ def test_files(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, text", [
     (["comprae"], "'comprae': neither a part of the report (clip, speed, compare, ablation, "
-     "actions, sensitivity, discount, health) nor a run directory, a folder of them or a pattern "
-     "for them"),
+     "actions, sensitivity, discount, health, peers) nor a run directory, a folder of them or a "
+     "pattern for them"),
     (["runs/*Hopper*"], "'runs/*Hopper*': neither a part of the report ("),
     (["runs", "no\nsuch"], "'no\\nsuch': neither"), ([""], "'': neither"),
     (["compare", "runs"], "compare runs: give parts of the report or run directories, not both"),
@@ -438,8 +438,7 @@ def test_suites_without_rliable(tmp_path, monkeypatch, capsys):
     """One line says how to get it, and no table is half written."""
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setitem(sys.modules, "rliable", None)
-    shutil.copy(ROOT / "benchmarks/results/ppo_continuous__Hopper-v4__gamma_0.99__seed1.csv",
-                tmp_path)
+    shutil.copy(ROOT / "benchmarks/results/discount.csv.gz", tmp_path)
     code, _, err = command(monkeypatch, capsys, "discount", "--results", tmp_path)
     assert (code, err) == (2, ["report.py: this needs rliable: pip install -r "
                                "benchmarks/requirements.txt"])

@@ -1,0 +1,246 @@
+"""Train with another library, with that library's own settings, and write what our scripts write.
+
+    pip install -r benchmarks/requirements-peers.txt
+    python benchmarks/run.py peers                  # all of them, on all tasks
+    python benchmarks/peers.py tianshou_ppo --env-id Hopper-v4 --seed 1
+
+sb3_ppo, sb3_a2c and sb3_trpo (of sb3-contrib) are trained by RL Zoo's own ExperimentManager, with
+the settings that RL Zoo publishes for the task. tianshou_ppo and tianshou_reinforce have the
+settings of Tianshou's published benchmark. cleanrl_ppo is the script of a checkout that you name,
+run by a Python that has CleanRL's requirements:
+
+    CLEANRL="cleanrl/.venv/bin/python cleanrl/cleanrl/ppo_continuous_action.py" \\
+        python benchmarks/peers.py cleanrl_ppo --env-id Hopper-v4
+
+A run's learning rate falls to 0 over its own length, where the settings have it fall. progress.csv
+has a row per rollout, with the mean raw return of the last 100 training episodes, as sampled;
+evaluation.json has ten episodes with deterministic actions and frozen statistics (CleanRL: none).
+Everything runs on one core.
+"""
+import argparse
+import csv
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+NAMES = {"sb3_ppo": "SB3's PPO", "sb3_a2c": "SB3's A2C", "sb3_trpo": "sb3-contrib's TRPO",
+         "tianshou_ppo": "Tianshou's PPO", "tianshou_reinforce": "Tianshou's REINFORCE",
+         "cleanrl_ppo": "CleanRL's PPO"}
+
+
+@dataclass
+class Args:
+    peer: Annotated[Literal[tuple(NAMES)], tyro.conf.Positional]  # whose algorithm
+    env_id: str = "HalfCheetah-v4"
+    total_timesteps: int = 1_000_000
+    seed: int = 1
+    eval_episodes: int = 10  # deterministic episodes after training
+    run_dir: Path = Path("runs")  # a folder is made in it
+
+
+class Log:
+    """progress.csv: a row whenever steps were taken and an episode has ended by then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = (folder / "progress.csv").open("w", newline="", buffering=1)
+        self.rows = csv.writer(self.file)
+        self.rows.writerow(["global_step", "seconds", "episodes", "episodic_length", "return_100"])
+        self.began, self.steps, self.episodes = time.perf_counter(), 0, 0
+        self.returns, self.lengths = deque(maxlen=100), deque(maxlen=100)
+
+    def episode(self, value: float, length: int) -> None:
+        self.episodes += 1
+        self.returns.append(float(value))
+        self.lengths.append(int(length))
+
+    def row(self, global_step: int) -> None:
+        if self.returns:
+            self.rows.writerow([global_step, round(time.perf_counter() - self.began, 1),
+                                self.episodes, round(np.mean(self.lengths), 3),
+                                round(np.mean(self.returns), 3)])
+
+
+# --------------------------------------------------------------------------------------------------
+# Stable-Baselines3 and sb3-contrib, by RL Zoo
+# --------------------------------------------------------------------------------------------------
+def sb3(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
+    """Train by RL Zoo's ExperimentManager. The settings it used, and the evaluation's returns."""
+    from rl_zoo3.exp_manager import ExperimentManager
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import sync_envs_normalization
+
+    class Episodes(BaseCallback):
+        rows_due = 0
+
+        def _on_step(self) -> bool:
+            for info in self.locals["infos"]:
+                if "episode" in info:  # Monitor stands below the normalisation: raw returns
+                    log.episode(info["episode"]["r"], info["episode"]["l"])
+            return True
+
+        def _on_rollout_end(self) -> None:
+            if self.num_timesteps >= self.rows_due:  # A2C's rollouts have five steps
+                log.row(self.num_timesteps)
+                self.rows_due += 2_000
+
+    manager = ExperimentManager(
+        argparse.Namespace(), args.peer.removeprefix("sb3_"), args.env_id, str(folder / "zoo"),
+        n_timesteps=args.total_timesteps, eval_freq=-1, seed=args.seed, verbose=0, log_interval=-2,
+        device="cpu")
+    model, settings = manager.setup_experiment()
+    manager.callbacks.append(Episodes())
+    manager.learn(model)
+    evaluation = manager.create_envs(1, eval_env=True, no_log=True)
+    evaluation.seed(args.seed + 10_000)
+    sync_envs_normalization(model.env, evaluation)
+    returns, _ = evaluate_policy(model, evaluation, args.eval_episodes, deterministic=True,
+                                 return_episode_rewards=True)
+    return dict(settings), returns
+
+
+# --------------------------------------------------------------------------------------------------
+# Tianshou
+# --------------------------------------------------------------------------------------------------
+TIANSHOU = {  # of its MuJoCo benchmark
+    "tianshou_ppo": {"num_envs": 64, "lr": 3e-4, "repetitions": 10, "batch_size": 64,
+                     "bound_method": "clip"},
+    "tianshou_reinforce": {"num_envs": 10, "lr": 1e-3, "repetitions": 1, "batch_size": None,
+                           "bound_method": "tanh"},
+}
+PPO_SETTINGS = {"gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5, "vf_coef": 0.25,
+                "ent_coef": 0.0, "return_scaling": True, "eps_clip": 0.2, "value_clip": False,
+                "advantage_normalization": False, "recompute_advantage": True}
+REINFORCE_SETTINGS = {"gamma": 0.99, "return_standardization": True}
+COLLECT = 2_048  # steps between updates
+
+
+def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
+    """Train by Tianshou's trainer. The settings, and the evaluation's returns."""
+    from tianshou.algorithm import PPO, Reinforce
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLinear
+    from tianshou.data import Collector, CollectStats, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv, VectorEnvNormObs
+    from tianshou.trainer import OnPolicyTrainerParams
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+    from torch.distributions import Independent, Normal
+
+    class Recorder(Collector):
+        steps = 0
+
+        def collect(self, *positional, **named) -> CollectStats:
+            stats = super().collect(*positional, **named)
+            for value, length in zip(stats.returns, stats.lens):
+                log.episode(value, length)
+            self.steps += stats.n_collected_steps
+            log.row(self.steps)
+            return stats
+
+    settings = TIANSHOU[args.peer]
+    envs, evaluation = (
+        VectorEnvNormObs(DummyVectorEnv([lambda: gym.make(args.env_id)] * number),
+                         update_obs_rms=training)
+        for number, training in ((settings["num_envs"], True), (args.eval_episodes, False)))
+    envs.seed(args.seed)
+    evaluation.seed(args.seed + 10_000)
+    env = gym.make(args.env_id)
+
+    def net() -> Net:
+        return Net(state_shape=env.observation_space.shape, hidden_sizes=[64, 64],
+                   activation=torch.nn.Tanh)
+
+    actor = ContinuousActorProbabilistic(preprocess_net=net(), action_shape=env.action_space.shape,
+                                         unbounded=True)
+    critic = ContinuousCritic(preprocess_net=net())
+    torch.nn.init.constant_(actor.sigma_param, -0.5)
+    for layer in (*actor.modules(), *critic.modules()):
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.orthogonal_(layer.weight, gain=2 ** 0.5)
+            torch.nn.init.zeros_(layer.bias)
+    for layer in actor.mu.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data *= 0.01
+    policy = ProbabilisticActorPolicy(
+        actor=actor, dist_fn=lambda found: Independent(Normal(*found), 1), action_scaling=True,
+        action_bound_method=settings["bound_method"], action_space=env.action_space)
+    optimiser = AdamOptimizerFactory(lr=settings["lr"])
+    optimiser.with_lr_scheduler_factory(LRSchedulerFactoryLinear(
+        max_epochs=1, epoch_num_steps=args.total_timesteps, collection_step_num_env_steps=COLLECT))
+    if args.peer == "tianshou_ppo":
+        more = PPO_SETTINGS
+        algorithm = PPO(policy=policy, critic=critic, optim=optimiser, **more)
+    else:
+        more = REINFORCE_SETTINGS
+        algorithm = Reinforce(policy=policy, optim=optimiser, **more)
+    recorder = Recorder(algorithm, envs, VectorReplayBuffer(4_096, settings["num_envs"]),
+                        exploration_noise=True)
+    algorithm.run_training(OnPolicyTrainerParams(
+        training_collector=recorder, test_collector=None, max_epochs=1,
+        epoch_num_steps=args.total_timesteps, batch_size=settings["batch_size"],
+        update_step_num_repetitions=settings["repetitions"], collection_step_num_env_steps=COLLECT,
+        test_in_training=False, show_progress=False, verbose=False))
+    policy.deterministic_eval = True
+    evaluation.set_obs_rms(envs.get_obs_rms())
+    found = Collector(algorithm, evaluation).collect(n_episode=args.eval_episodes,
+                                                     reset_before_collect=True)
+    return settings | more, [float(value) for value in found.returns]
+
+
+# --------------------------------------------------------------------------------------------------
+# CleanRL
+# --------------------------------------------------------------------------------------------------
+def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
+    """Run $CLEANRL and read the returns that it prints. It has no deterministic evaluation."""
+    command = [*shlex.split(os.environ["CLEANRL"]), "--env-id", args.env_id, "--seed",
+               str(args.seed), "--total-timesteps", str(args.total_timesteps), "--no-cuda"]
+    script = [str(Path(part).resolve()) if Path(part).exists() else part for part in command[:2]]
+    process = subprocess.Popen(script + command[2:], cwd=folder, stdout=subprocess.PIPE, text=True)
+    last = 0
+    for line in process.stdout:
+        if found := re.search(r"global_step=(\d+), episodic_return=\[?(-?[\d.]+)", line):
+            step = int(found[1])
+            log.episode(float(found[2]), step - last)
+            last = step
+            log.row(step)
+    if process.wait():
+        sys.exit(f"{shlex.join(command)}: exit code {process.returncode}")
+    return {"command": shlex.join(command[2:])}, []
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__.splitlines()[0])
+    torch.set_num_threads(1)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = args.run_dir / f"{args.env_id}__{args.peer}__{args.seed}__{stamp}"
+    folder.mkdir(parents=True)
+    train = {"sb3": sb3, "tianshou": tianshou, "cleanrl": cleanrl}[args.peer.partition("_")[0]]
+    settings, returns = train(args, folder, Log(folder))
+    facts = {"device": "cpu", "python": platform.python_version(), "torch": torch.__version__,
+             "gymnasium": gym.__version__, "mujoco": version("mujoco")}
+    args_json = asdict(args) | facts | {"run_dir": str(folder), "settings": settings}
+    (folder / "args.json").write_text(json.dumps(args_json, default=str, indent=1))
+    (folder / "evaluation.json").write_text(json.dumps({"returns": returns}))
+    print(f"{args.peer}, {args.env_id}: evaluation {np.mean(returns) if returns else np.nan:,.1f}")
+
+
+if __name__ == "__main__":
+    main()
