@@ -353,6 +353,7 @@ def train(args: Args) -> Agent:
 #                 "tyro>=1.0", "tensorboard>=2.21", "wandb", "tqdm", "moviepy", "pytest"]
 # ///
 import copy
+import gc
 import io
 import json
 import os
@@ -498,8 +499,7 @@ def make_envs(args: Args, video_folder: Path | None = None) -> gym.vector.Vector
                     and len(space.shape) in dims)
             if not (real or isinstance(space, gym.spaces.Discrete)):
                 raise UserError(f"--env-id {args.env_id}: {space} is neither a vector of real "
-                                "numbers (Box) nor Discrete; no Dict, no images (but for the "
-                                "variant cnn in benchmarks/variants.py)")
+                                "numbers nor Discrete (images: variant cnn of variants.py)")
         if video_folder:
             env = gym.wrappers.RecordVideo(env, str(video_folder),
                                            fps=env.metadata.get("render_fps") or 30,
@@ -747,8 +747,7 @@ class Run:
                 raise KeyboardInterrupt
             self.stopped = True
             with suppress(OSError, AttributeError):  # there may be no terminal any more
-                text = b"\nstopping after this iteration; Ctrl-C: at once, unsaved\n"
-                os.write(sys.stderr.fileno(), text)
+                os.write(sys.stderr.fileno(), b"\nstopping after this iteration; Ctrl-C: at once\n")
 
         caught = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM") or s.name == "SIGHUP"
                   and signal.getsignal(s) != signal.SIG_IGN]  # which it is under nohup
@@ -773,6 +772,8 @@ class Run:
         now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
         self.iteration, self.step = self.iteration + 1, self.step + rollout.size
         self.seconds, self.clock = self.seconds + now - self.clock, now
+        if self.iteration == 1:
+            gc.freeze()  # a garbage collection of all that a compiler has left would take 0.3 s
         check_finite(self.step, rollout._asdict() | metrics | {
             "obs_std": self.agent.obs_stats.std.cpu()})
         for at, episodic_return, length in rollout.episodes:
@@ -955,7 +956,6 @@ def check_args(args: Args) -> None:
         if type(value) in (int, float) and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
     batch, parts = args.batch_size, getattr(args, "num_minibatches", None)
-    group = getattr(args, "baseline", "") == "group"
     wrong = {
         "--evaluate and --resume: give one of them": None not in (args.evaluate, args.resume),
         "--eval-episodes 0: --evaluate has nothing to play": (args.evaluate is not None
@@ -968,7 +968,7 @@ def check_args(args: Args) -> None:
         "--num-steps 1 and --num-envs 1: a batch of one step has no spread; raise either":
             batch == 1 and hasattr(args, "num_steps"),
         "--baseline group: compares the episodes of a round, so it needs --num-envs 2 or more":
-            group and args.num_envs == 1,
+            getattr(args, "baseline", "") == "group" and args.num_envs == 1,
         "--track: needs wandb (pip install wandb)": args.track and not find_spec("wandb"),
         "--capture-video: films the evaluation, so not with --eval-episodes 0":
             args.capture_video and not args.eval_episodes}

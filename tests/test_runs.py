@@ -475,7 +475,7 @@ def test_signals(script, sent, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 0
-    assert err == "\nstopping after this iteration; Ctrl-C: at once, unsaved\n"
+    assert err == "\nstopping after this iteration; Ctrl-C: at once\n"
     run, = tmp_path.iterdir()
     assert f"--resume {run}" in out.splitlines()[-1]
     steps = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["step"]
