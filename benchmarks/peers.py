@@ -6,16 +6,16 @@
 
 sb3_ppo, sb3_a2c and sb3_trpo (of sb3-contrib) are trained by RL Zoo's own ExperimentManager, with
 the settings that RL Zoo publishes for the task. tianshou_ppo and tianshou_reinforce have the
-settings of Tianshou's published benchmark. cleanrl_ppo is the script of a checkout that you name,
-run by a Python that has CleanRL's requirements:
+settings of Tianshou's published MuJoCo benchmark of 2021, 64 environments among them. (So the last
+100 episodes, where they have 1,000 steps, are from steps 832,000 to 960,000: no later ones end.)
+cleanrl_ppo is the script of a checkout that you name, run by a Python that has what it requires:
 
     CLEANRL="cleanrl/.venv/bin/python cleanrl/cleanrl/ppo_continuous_action.py" \\
         python benchmarks/peers.py cleanrl_ppo --env-id Hopper-v4
 
-A run's learning rate falls to 0 over its own length, where the settings have it fall. progress.csv
-has a row per rollout, with the mean raw return of the last 100 training episodes, as sampled;
-evaluation.json has ten episodes with deterministic actions and frozen statistics (CleanRL: none).
-Everything runs on one core.
+Where settings have the learning rate fall, it falls to 0 over the run's own length. progress.csv
+has the mean raw return of the last 100 training episodes, as sampled; evaluation.json has ten
+episodes with deterministic actions and frozen statistics (CleanRL: none). All runs on one core.
 """
 import argparse
 import csv
@@ -106,12 +106,14 @@ def sb3(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     model, settings = manager.setup_experiment()
     manager.callbacks.append(Episodes())
     manager.learn(model)
+    if model.num_timesteps < args.total_timesteps:  # Ctrl-C, which learn swallows
+        sys.exit(130)
     evaluation = manager.create_envs(1, eval_env=True, no_log=True)
     evaluation.seed(args.seed + 10_000)
     sync_envs_normalization(model.env, evaluation)
     returns, _ = evaluate_policy(model, evaluation, args.eval_episodes, deterministic=True,
                                  return_episode_rewards=True)
-    return dict(settings), returns
+    return dict(settings) | versions("rl_zoo3", "stable_baselines3", "sb3_contrib"), returns
 
 
 # --------------------------------------------------------------------------------------------------
@@ -120,7 +122,7 @@ def sb3(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 TIANSHOU = {  # of its MuJoCo benchmark
     "tianshou_ppo": {"num_envs": 64, "lr": 3e-4, "repetitions": 10, "batch_size": 64,
                      "bound_method": "clip"},
-    "tianshou_reinforce": {"num_envs": 10, "lr": 1e-3, "repetitions": 1, "batch_size": None,
+    "tianshou_reinforce": {"num_envs": 64, "lr": 1e-3, "repetitions": 1, "batch_size": None,
                            "bound_method": "tanh"},
 }
 PPO_SETTINGS = {"gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5, "vf_coef": 0.25,
@@ -200,7 +202,7 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     evaluation.set_obs_rms(envs.get_obs_rms())
     found = Collector(algorithm, evaluation).collect(n_episode=args.eval_episodes,
                                                      reset_before_collect=True)
-    return settings | more, [float(value) for value in found.returns]
+    return (settings | more | versions("tianshou"), [float(value) for value in found.returns])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -210,8 +212,9 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     """Run $CLEANRL and read the returns that it prints. It has no deterministic evaluation."""
     command = [*shlex.split(os.environ["CLEANRL"]), "--env-id", args.env_id, "--seed",
                str(args.seed), "--total-timesteps", str(args.total_timesteps), "--no-cuda"]
-    script = [str(Path(part).resolve()) if Path(part).exists() else part for part in command[:2]]
-    process = subprocess.Popen(script + command[2:], cwd=folder, stdout=subprocess.PIPE, text=True)
+    command = [os.path.abspath(part) if Path(part).exists() else part for part in command]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
     last = 0
     for line in process.stdout:
         if found := re.search(r"global_step=(\d+), episodic_return=\[?(-?[\d.]+)", line):
@@ -219,9 +222,13 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             log.episode(float(found[2]), step - last)
             last = step
             log.row(step)
-    if process.wait():
-        sys.exit(f"{shlex.join(command)}: exit code {process.returncode}")
-    return {"command": shlex.join(command[2:])}, []
+    if process.wait() or not log.episodes:
+        sys.exit(f"{shlex.join(command)}: exit code {process.returncode}, {log.episodes} episodes")
+    return {"flags": shlex.join(command[2:])}, []
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {package: version(package) for package in packages}
 
 
 def main() -> None:
@@ -234,8 +241,10 @@ def main() -> None:
     folder.mkdir(parents=True)
     train = {"sb3": sb3, "tianshou": tianshou, "cleanrl": cleanrl}[args.peer.partition("_")[0]]
     settings, returns = train(args, folder, Log(folder))
-    facts = {"device": "cpu", "python": platform.python_version(), "torch": torch.__version__,
-             "gymnasium": gym.__version__, "mujoco": version("mujoco")}
+    facts = {"device": "cpu"}
+    if args.peer != "cleanrl_ppo":  # it has a Python of its own
+        facts |= {"python": platform.python_version()} | versions("torch", "gymnasium", "mujoco")
+    settings |= {"total_timesteps": args.total_timesteps}
     args_json = asdict(args) | facts | {"run_dir": str(folder), "settings": settings}
     (folder / "args.json").write_text(json.dumps(args_json, default=str, indent=1))
     (folder / "evaluation.json").write_text(json.dumps({"returns": returns}))

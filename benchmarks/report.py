@@ -74,15 +74,24 @@ class Run:
 
 
 def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
-    """All runs in these tables, by experiment."""
+    """All runs in these tables, by experiment, but for those of settings that are no longer the
+    experiment's."""
     runs = defaultdict(list)
     for path in paths:
-        for (job, seed), rows in suites.read(path).items():
+        table = suites.read(path)
+        old = {run for run, rows in table.items()
+               if path.name != "trials.csv.gz" and not suites.is_done(run[0], rows)}
+        if old:
+            print(f"{path.name}: {len(old)} runs have settings of another time and are left out")
+        for job, seed in table.keys() - old:
+            rows = table[job, seed]
             names = [name for name in rows[-1] if name not in suites.KEY + suites.LAST]
             columns = {name: np.array([float(row[name] or "nan") for row in rows])
                        for name in names}
             evaluation, settings = (json.loads(rows[-1][name] or "{}") for name in
                                     ("evaluation", "settings"))
+            if any(run.seed == seed for run in runs[job]):
+                raise own_runs.UserError(f"{job.name}, seed {seed}, is in two tables")
             runs[job].append(Run(job, seed, columns, list(evaluation), settings))
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
@@ -105,8 +114,9 @@ def classic(runs: dict[suites.Experiment, list[Run]]) -> str:
     """The tasks without a simulator to install, whatever the flags."""
     lines = ["| script | environment | steps | seeds | last 100 episodes | worst | evaluation | "
              "flags |", "|---|---|" + "---:|" * 5 + "---|"]
-    for job, group in runs.items():
-        if job.env_id in suites.CLASSIC:
+    for job in sorted((*suites.compare(), *suites.per_task())):
+        if job.env_id in suites.CLASSIC and job in runs:
+            group = runs[job]
             finals = np.array([run.final for run in group])
             steps = np.median([run.columns["global_step"][-1] for run in group])
             lines.append(f"| {job.script} | {job.env_id} | {steps:,.0f} | {len(group)} | "
@@ -145,7 +155,7 @@ def trials(runs: dict[suites.Experiment, list[Run]]) -> str:
     lines = ["| script | environment | flags | seeds | last 100 episodes | worst | evaluation |",
              "|---|---|---|" + "---:|" * 4]
     for job, group in runs.items():
-        if not job.variant.startswith("first_series"):  # one by one in defaults.md
+        if not job.variant.startswith("first_series"):  # whose flags are not today's
             finals = np.array([run.final for run in group])
             lines.append(
                 f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
@@ -208,6 +218,8 @@ def finals_of(group: list[Run]) -> str:
     return f"{spread(np.array([run.final for run in group]))} ({text}{len(group)})"
 
 
+AAI = (("PPO", "TRPO"), ("PPO-M", "TRPO, all of these off"))  # pairs that differ in the algorithm
+ACLI = (("PPO", "PPO-M"), ("TRPO", "TRPO, all of these off"))  # and in the optimisations
 ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2d-v2
     "PPO": "PPO 2,513, 3,292", "PPO-M": "PPO-M 2,142, 2,735",
     "no ratio clipping": "PPO without clipping 2,371, 2,867",
@@ -217,10 +229,12 @@ ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-v2, Walker2
 
 def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     """The ablation, one row per change, with the means of Engstrom et al. 2020 beside it; marked
-    where Welch's t-test tells the runs from those of the unchanged algorithm."""
+    where Welch's t-test tells the runs from those of the unchanged algorithm. Below it, as there,
+    the larger difference of two pairs of means: AAI, average algorithmic improvement, and ACLI,
+    average code-level improvement."""
     from scipy import stats
 
-    cells = defaultdict(dict)
+    cells, means = defaultdict(dict), {}
     for job, title in ablation_titles().items():
         if job in runs:
             finals = np.array([run.final for run in runs[job]])
@@ -228,11 +242,17 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
             p = stats.ttest_ind(finals, [run.final for run in unchanged], equal_var=False).pvalue
             mark = " *" if p < 0.05 else ""
             cells[title][job.env_id] = f"{spread(finals)} ({len(finals)}){mark}"
+            means[title, job.env_id] = finals.mean()
     tasks = ("Hopper-v4", "Walker2d-v4")
     lines = ["| | " + " | ".join(tasks) + " | Engstrom et al. 2020, -v2 |", "|---|---:|---:|---|"]
     for title, row in cells.items():
         ours = " | ".join(row.get(env_id, "–") for env_id in tasks)
         lines.append(f"| {title} | {ours} | {ENGSTROM_AGENTS.get(title, '')} |")
+    for title, pairs, theirs in (("AAI: the algorithm", AAI, "99, 242"),
+                                 ("ACLI: the optimisations", ACLI, "421, 557")):
+        ours = [max(abs(means.get((x, env_id), np.nan) - means.get((y, env_id), np.nan))
+                    for x, y in pairs) for env_id in tasks]
+        lines.append(f"| {title} | {ours[0]:,.0f} | {ours[1]:,.0f} | {theirs} |")
     return "\n".join(lines) + "\n"
 
 
@@ -366,6 +386,30 @@ def ablation_titles() -> dict[suites.Experiment, str]:
 
 def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
     bars(runs, ablation_titles(), "ablation")
+    annealing(runs)
+
+
+def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
+    """What the falling learning rate does in the course of a run: a row per task."""
+    panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction", "entropy": "entropy",
+              "explained_variance": "explained variance", "return_100": "return, last 100 episodes"}
+    tasks = ("Hopper-v4", "Walker2d-v4")
+    figure, axes = plt.subplots(2, len(panels), figsize=(5 * len(panels), 9), squeeze=False)
+    for row, env_id in zip(axes, tasks):
+        for axis, (column, title) in zip(row, panels.items()):
+            for anneal_lr, colour in ((True, COLOURS["ppo_continuous"]), (False, "#D55E00")):
+                job = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr)
+                if job in runs:
+                    label = "falls to 0" if anneal_lr else "constant"
+                    curve(axis, runs[job], column, "global_step",
+                          f"{label} ({len(runs[job])} runs)", colour)
+            axis.set(title=title, xlabel="environment steps")
+            axis.xaxis.set_major_formatter(thousands)
+        row[0].set_ylabel(env_id)
+        row[3].set_ylim(0.8, 1)
+    axes[0][0].legend(title="learning rate", fontsize=12)
+    figure.tight_layout()
+    save(figure, "annealing")
 
 
 def actions(runs: dict[suites.Experiment, list[Run]]) -> None:

@@ -12,8 +12,10 @@ after an interruption, and suites share the runs that they have in common. A run
 starts anew: no curve has a seam. A run that fails is reported, with its log, and does not stop the
 others.
 """
+import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import importlib
 import io
@@ -57,11 +59,12 @@ def experiment(script: str, env_id: str, variant: str = "", **settings) -> Exper
     return Experiment(script, env_id, flags(script, settings), variant)
 
 
-def settings_of(job: Experiment) -> dict | None:
-    """All settings of a run of this experiment: the script's defaults, changed by the flags. None
-    for a peer, whose settings are its library's."""
+@functools.cache
+def settings_of(job: Experiment) -> dict:
+    """All settings of a run of this experiment: the script's defaults, changed by the flags. Of a
+    peer, whose settings are its library's, only the number of steps."""
     if job.script in PEERS:
-        return None
+        return {"total_timesteps": 1_000_000}
     args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
 
@@ -187,9 +190,39 @@ def untuned() -> list[Experiment]:
 
 
 def peers() -> list[Experiment]:
-    """Other libraries with their own settings: peers.py. CleanRL if $CLEANRL names it."""
-    names = [name for name in PEERS if name != "cleanrl_ppo" or "CLEANRL" in os.environ]
-    return [Experiment(name, env_id) for name in names for env_id in MUJOCO]
+    """Other libraries with their own settings: peers.py. CleanRL is run if $CLEANRL names it."""
+    return [Experiment(name, env_id) for name in PEERS for env_id in MUJOCO]
+
+
+def lectures() -> dict[str, Experiment]:
+    """What README's lecture table and section on healthy runs have measured, by short names."""
+    short = {"env_id": "CartPole-v1", "total_timesteps": 50_000}
+    bare = short | {"gamma": 1.0, "norm_adv": False, "baseline": "none"}
+    trpo = short | {"gamma": 0.99}
+    flat = {"env_id": "CartPole-v1", "total_timesteps": 20_480}
+    return {
+        "to go": experiment("reinforce", **bare),
+        "whole return": experiment("reinforce", **bare, reward_to_go=False),
+        "minus V": experiment("reinforce", **bare | {"baseline": "value"}),
+        "minus a mean": experiment("reinforce", **short),
+        "GRPO": experiment("reinforce", **short, baseline="group"),
+        **{f"λ = {x:g}": experiment("a2c", "CartPole-v1", total_timesteps=100_000, gae_lambda=x)
+           for x in (0.0, 0.98, 1.0)},
+        "δ = 1": experiment("trpo", **trpo, target_kl=1.0),
+        "δ = 1, no line search": experiment("trpo", **trpo, target_kl=1.0, line_search=False),
+        "δ": experiment("trpo", **trpo),
+        "rate of 0.1": experiment("ppo_discrete", "CartPole-v1", total_timesteps=16_384,
+                                  learning_rate=0.1, max_grad_norm=0.0, anneal_lr=False),
+        "KL penalty": experiment("ppo_discrete", **short, variant="kl_penalty"),
+        "dual clip": experiment("ppo_discrete", **short, variant="dual_clip"),
+        "shared": experiment("ppo_discrete", **short, variant="shared_features"),
+        "shared, 50": experiment("ppo_discrete", **short, variant="shared_features", vf_coef=50.0),
+        "flat": experiment("ppo_discrete", **flat, learning_rate=1e-6),
+        "not flat": experiment("ppo_discrete", **flat),
+        "unstable": experiment("ppo_discrete", "CartPole-v1", clip_coef=1e9, learning_rate=0.003,
+                               anneal_lr=False),
+        "stable": experiment("ppo_discrete", "CartPole-v1", learning_rate=0.003, anneal_lr=False),
+    }
 
 
 def smoke() -> list[Experiment]:
@@ -199,14 +232,20 @@ def smoke() -> list[Experiment]:
 
 
 SUITES = {suite.__name__: suite for suite in (compare, per_task, ablation, sensitivity,
-                                              discount, health, actions, untuned, peers, smoke)}
+                                              discount, health, actions, lectures, untuned,
+                                              peers, smoke)}
+
+
+def experiments(suite: str) -> list[Experiment]:
+    found = SUITES[suite]()
+    return list(dict.fromkeys(found.values() if isinstance(found, dict) else found))
 
 
 # --------------------------------------------------------------------------------------------------
 # One run
 # --------------------------------------------------------------------------------------------------
-def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> None:
-    """Train, into a directory under runs/. RuntimeError if it did not get to its end."""
+def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
+    """Train; the run directory, under runs/. RuntimeError if it did not get to its end."""
     sys.path.insert(0, str(ROOT))  # on a cluster this function arrives without the lines above
     folder = runs / f"{job.name}__seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,20 +256,24 @@ def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> None:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
     command = [sys.executable, *script, "--env-id", job.env_id, "--seed", str(seed), "--run-dir",
                str(folder), *job.flags.split(), *extra]
+    before = set(folder.iterdir())
     with (folder / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
                               env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
-    if code or not finished(job, seed, runs):
+    complete = [path for path in set(folder.iterdir()) - before
+                if (path / "evaluation.json").exists()]
+    if code or not complete:
         raise RuntimeError(f"{folder.name}: exit code {code}, see {folder / 'log.txt'}")
+    return complete[0]
 
 
 def finished(job: Experiment, seed: int, runs: Path) -> Path | None:
     """The directory of a run that came to its end, with these settings, and is in no table yet."""
     for path in sorted((runs / f"{job.name}__seed{seed}").glob("*/evaluation.json"))[::-1]:
-        if not (path.parent / "in_table").exists():
+        with contextlib.suppress(ValueError, OSError):  # a file that is not whole
             args = json.loads((path.parent / "args.json").read_text())
-            wanted = settings_of(job) or {}
-            if all(args[name] == value for name, value in wanted.items()):
+            if (settings_of(job).items() <= (args | args.get("settings", {})).items()
+                    and not (path.parent / "in_table").exists()):
                 return path.parent
     return None
 
@@ -250,7 +293,7 @@ def thin(run_dir: Path, job: Experiment) -> list[dict[str, str]]:
     evaluation = json.loads((run_dir / "evaluation.json").read_text())["returns"]
     versions = {k: args[k] for k in ("device", "python", "torch", "gymnasium", "mujoco")
                 if k in args}
-    settings = args["settings"] if job.script in PEERS else {x: args[x] for x in settings_of(job)}
+    settings = args.get("settings") or {name: args[name] for name in settings_of(job)}
     rows = list(csv.DictReader((run_dir / "progress.csv").open()))
     rows = rows[::-1][::-(-len(rows) // POINTS)][::-1]
     key = {name: str(value) for name, value in (*job._asdict().items(), ("seed", args["seed"]))}
@@ -276,15 +319,15 @@ def read(path: Path) -> dict[tuple[Experiment, int], list[dict[str, str]]]:
 
 
 def write(path: Path, runs: dict[tuple[Experiment, int], list[dict[str, str]]]) -> None:
-    """A table, in an order of its own: the same runs give the same bytes."""
-    columns = dict.fromkeys(name for rows in runs.values() for name in (*rows[0], *rows[-1]))
-    columns = [*KEY, *(name for name in columns if name not in KEY + LAST), *LAST]
+    """A table; the same runs give the same bytes, in whatever order they came."""
+    named = {name for rows in runs.values() for row in rows for name, cell in row.items() if cell}
+    first = [*KEY, "global_step", "return_100"]
     text = io.StringIO()
-    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table = csv.DictWriter(text, [*first, *sorted(named - {*first, *LAST}), *LAST], restval="",
+                           extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     for run in sorted(runs):
         table.writerows(runs[run])
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
     partial.replace(path)
@@ -297,12 +340,27 @@ def tables(results: Path) -> list[Path]:
 
 def is_done(job: Experiment, rows: list[dict[str, str]]) -> bool:
     """With these settings, that is: not at a time when a default was another."""
-    return settings_of(job) in (None, json.loads(rows[-1]["settings"]))
+    return settings_of(job).items() <= json.loads(rows[-1]["settings"]).items()
 
 
-def add(path: Path, job: Experiment, seed: int, run_dir: Path) -> None:
-    """A finished run goes into the table; so that it is not added twice, a file in it says so."""
-    write(path, read(path) | {(job, seed): thin(run_dir, job)})
+@contextlib.contextmanager
+def locked(folder: Path):
+    """One command at a time changes the tables of a folder; others wait (but not on Windows)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def add(suite: Path, job: Experiment, seed: int, run_dir: Path) -> None:
+    """A finished run goes into the suite's table, or takes the place of an older one in whichever
+    table that is. A file in its directory says so: it is not added twice."""
+    rows = thin(run_dir, job)
+    with locked(suite.parent):
+        home = next((path for path in tables(suite.parent) if (job, seed) in read(path)), suite)
+        write(home, read(home) | {(job, seed): rows})
     (run_dir / "in_table").touch()
 
 
@@ -339,20 +397,16 @@ def executor_for(options: Options):
 def main() -> None:
     options = tyro.cli(Options, description=__doc__.splitlines()[0])
     table, runs = options.results.resolve() / f"{options.suite}.csv.gz", options.runs.resolve()
-    wanted = [(job, seed) for seed in options.seeds
-              for job in dict.fromkeys(SUITES[options.suite]())
-              if all(part in job.name for part in options.only)]
-    there, home = {}, {}  # a run of earlier settings is replaced in the table that it is in
-    for path in tables(table.parent):
-        found = read(path)
-        there |= found
-        home |= dict.fromkeys(found, path)
+    wanted = [(job, seed) for seed in options.seeds for job in experiments(options.suite)
+              if all(part in job.name for part in options.only)
+              and (job.script != "cleanrl_ppo" or "CLEANRL" in os.environ)]
+    there = {run: rows for path in tables(table.parent) for run, rows in read(path).items()}
     missing = [run for run in wanted if run not in there or not is_done(run[0], there[run])]
     if options.dry_run:
         print(*(f"{job.name}__seed{seed}" for job, seed in missing), sep="\n")
     else:  # an earlier command may have been killed before it added what its runs had finished
         for run in [run for run in missing if finished(*run, runs)]:
-            add(home.get(run, table), *run, finished(*run, runs))
+            add(table, *run, finished(*run, runs))
             missing.remove(run)
     print(f"{options.suite}: {len(wanted)} runs, {len(wanted) - len(missing)} of them done")
     if options.dry_run or not missing:
@@ -366,17 +420,18 @@ def main() -> None:
                 time.sleep(0.5)
                 for future in [future for future in futures if future.done()]:
                     run = futures.pop(future)
-                    if error := future.exception():
+                    try:
+                        add(table, *run, future.result())
+                    except Exception as error:  # whatever it is, the other runs go on
                         failed += 1
-                        bar.write(f"failed: {error}")
-                    else:
-                        add(home.get(run, table), *run, finished(*run, runs))
+                        bar.write(f"failed: {error or type(error).__name__}")
                     bar.update()
-    except KeyboardInterrupt:  # the runs under way have got it, too, and stop by themselves
-        for future in futures:
-            future.cancel()
+    except KeyboardInterrupt:  # the runs under way on this machine have got it, too, and stop
         print("\nstopped; the same command goes on")
         sys.exit(130)
+    finally:
+        for future in futures:
+            future.cancel()
     sys.exit(1 if failed else 0)
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, changeable
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import peers  # noqa: E402
 import run  # noqa: E402
 import speed  # noqa: E402
 import variants  # noqa: E402
@@ -64,8 +65,11 @@ def test_a_suite_interrupted_and_resumed(tmp_path):
 def test_a_run_that_no_command_put_into_the_table(tmp_path):
     """Its command was killed, or the cluster finished it later: the next command adds it, once."""
     job, runs = run.experiment("a2c", "CartPole-v1", total_timesteps=4_096), tmp_path / "runs"
-    run.execute(job, 1, runs, ["--no-cuda"])
-    assert run.finished(job, 1, runs) and not table(tmp_path)
+    found = run.execute(job, 1, runs, ["--no-cuda"])
+    (found.parent / "torn").mkdir()
+    (found.parent / "torn/evaluation.json").touch()
+    (found.parent / "torn/args.json").write_text("{")
+    assert run.finished(job, 1, runs) == found and not table(tmp_path)
     flags = ("--seeds", "1", "--only", "a2c")
     done = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True)
     assert "smoke: 1 runs, 1 of them done" in done.stdout and list(table(tmp_path)) == [(job, 1)]
@@ -130,14 +134,15 @@ def test_a_thinned_run_keeps_its_last_row(tmp_path, number_of_rows):
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
     """In whatever order the runs come, it is the same file; pandas reads it, too."""
-    path, other = tmp_path / "results/a.csv.gz", tmp_path / "b.csv.gz"
+    path, other = tmp_path / "a.csv.gz", tmp_path / "b.csv.gz"
     jobs = [run.experiment("ppo_continuous", "Hopper-v4", gamma=gamma) for gamma in (0.9, 0.95)]
     runs = {(job, seed): thinned(tmp_path, 7) for job in jobs for seed in (10, 2)}
     for (job, seed), rows in runs.items():
         for row in rows:
-            row |= {"flags": job.flags, "seed": str(seed)}
+            row |= {"flags": job.flags, "seed": str(seed), f"only_{job.flags}": "1"}
     run.write(path, runs)
-    run.write(other, dict(reversed(runs.items())))
+    for one in reversed(runs):  # each read anew, as by add
+        run.write(other, run.read(other) | {one: runs[one]})
     assert path.read_bytes() == other.read_bytes()
     found = run.read(path)
     assert list(found) == sorted(runs) and run.read(tmp_path / "none.csv.gz") == {}
@@ -171,6 +176,7 @@ def test_a_result_of_other_defaults_is_not_done(tmp_path):
     for change, done in (({}, 1), ({"num_envs": 4}, 0)):
         rows = [row | {"settings": json.dumps(settings | change)}]
         assert run.is_done(job, rows) == done
+        (tmp_path / "results").mkdir(exist_ok=True)
         run.write(tmp_path / "results/another.csv.gz", {(job, 1): rows})
         flags = ("--seeds", "1", "--only", "a2c")
         out = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True).stdout
@@ -178,6 +184,20 @@ def test_a_result_of_other_defaults_is_not_done(tmp_path):
     assert not (tmp_path / "results/smoke.csv.gz").exists()
     (rows,) = run.read(tmp_path / "results/another.csv.gz").values()
     assert json.loads(rows[-1]["settings"]) == settings and float(rows[-1]["return_100"]) > 7
+
+
+def test_two_commands_add_at_once(tmp_path):
+    """Neither loses the other's runs: the table is read and written by one at a time."""
+    code = ("import json, sys; sys.path.insert(0, sys.argv[1]); import run\n"
+            "from pathlib import Path\n"
+            "run.thin = lambda folder, job: [dict(zip(run.KEY, map(str, (*job, seed)))) | {"
+            "'settings': '{}'}]\n"
+            "for seed in range(int(sys.argv[2]), 60, 2):\n"
+            "    run.add(Path('t/x.csv.gz'), run.Experiment('a2c', 'X'), seed, Path('.'))")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(ROOT / "benchmarks"), start],
+                             cwd=tmp_path) for start in "01"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(seed for _, seed in run.read(tmp_path / "t/x.csv.gz")) == list(range(60))
 
 
 def test_settings_of_the_suites_exist():
@@ -195,7 +215,7 @@ def test_flags_of_every_suite_are_accepted(suite):
     """Each experiment's flags go through its script's command line, to the settings meant."""
     import tyro
 
-    for job in run.SUITES[suite]():
+    for job in run.experiments(suite):
         if job.script in run.PEERS:
             assert job == run.Experiment(job.script, job.env_id)
             continue
@@ -203,6 +223,67 @@ def test_flags_of_every_suite_are_accepted(suite):
         settings = {name: value for name, value in vars(args).items() if name != "env_id"}
         assert run.experiment(job.script, job.env_id, job.variant, **settings) == job
         assert not job.variant or job.variant in variants.VARIANTS
+
+
+# --------------------------------------------------------------------------------------------------
+# peers.py
+# --------------------------------------------------------------------------------------------------
+def trained_peer(name, tmp_path, env_id, steps, **environment):
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/peers.py"), name, "--env-id",
+                           env_id, "--total-timesteps", str(steps), "--run-dir", str(tmp_path)],
+                          capture_output=True, text=True, env=os.environ | environment)
+    return done, next(tmp_path.glob(f"*__{name}__*"), None)
+
+
+def test_log_of_a_peer(tmp_path):
+    """return_100 is the mean of the last 100 episodes; no row before the first has ended."""
+    log = peers.Log(tmp_path)
+    log.row(5)
+    for i in range(150):
+        log.episode(float(i), 10 + i % 2)
+    log.row(1500)
+    (row,) = csv.DictReader((tmp_path / "progress.csv").open())
+    assert (row["global_step"], row["episodes"]) == ("1500", "150")
+    assert float(row["return_100"]) == np.mean(range(50, 150))
+    assert float(row["episodic_length"]) == 10.5
+
+
+def test_cleanrl_is_run_by_its_own_python(tmp_path):
+    """$CLEANRL's Python is a link, as in every virtual environment, and is called by its name; a
+    script that prints no return is a failure."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.symlink_to(sys.executable)
+    script = tmp_path / "ppo.py"
+    script.write_text("import sys\nprint(sys.argv[1:], file=open('seen', 'w'))\n"
+                      "print('global_step=30, episodic_return=[12.5]')\n"
+                      "print('global_step=70, episodic_return=-2.5')\n"
+                      f"assert sys.orig_argv[0] == {str(python)!r}")
+    done, folder = trained_peer("cleanrl_ppo", tmp_path, "Hopper-v4", 100,
+                                CLEANRL=f"{python} {script}")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((folder / "progress.csv").open()))
+    assert [(row["global_step"], row["return_100"]) for row in rows] == [("30", "12.5"),
+                                                                         ("70", "5.0")]
+    assert "'--env-id', 'Hopper-v4', '--seed', '1'" in (folder / "seen").read_text()
+    args = json.loads((folder / "args.json").read_text())
+    assert "torch" not in args and args["settings"]["total_timesteps"] == 100
+    script.write_text("print('nothing')")
+    done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100,
+                           CLEANRL=f"{python} {script}")
+    assert done.returncode == 1 and "exit code 0, 0 episodes" in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in run.PEERS if name != "cleanrl_ppo"])
+def test_a_peer(tmp_path, name):
+    """What it writes goes into a table; a run of 4,096 steps is none of the suite's."""
+    pytest.importorskip("tianshou" if name.startswith("tianshou") else "rl_zoo3")
+    done, folder = trained_peer(name, tmp_path, "Hopper-v4", 4_096)
+    assert done.returncode == 0, done.stderr
+    rows = run.thin(folder, run.Experiment(name, "Hopper-v4"))
+    assert 4_000 <= int(rows[-1]["global_step"]) <= 4_200 and float(rows[-1]["return_100"]) > 5
+    assert len(json.loads(rows[-1]["evaluation"])) == 10
+    assert not run.is_done(run.Experiment(name, "Hopper-v4"), rows)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -266,11 +347,27 @@ def test_published_numbers_have_a_run_beside_them(report):
 
 def test_every_peer_has_an_algorithm_beside_it(report):
     """And peers.py knows it by the same name."""
-    peers = [name for libraries in report.LIBRARIES.values() for name in libraries]
-    assert sorted(peers) == sorted(run.PEERS) and set(report.LIBRARIES) == {
-        report.NAMES[job.script] for job in run.compare()}
-    text = (ROOT / "benchmarks/peers.py").read_text()
-    assert all(f'"{name}":' in text for name in run.PEERS)
+    names = [name for libraries in report.LIBRARIES.values() for name in libraries]
+    assert sorted(names) == sorted(run.PEERS) == sorted(peers.NAMES)
+    assert set(report.LIBRARIES) == {report.NAMES[job.script] for job in run.compare()}
+
+
+def test_runs_of_other_settings_are_not_in_the_report(report, tmp_path, capsys):
+    """Nor is a run that two tables have."""
+    job = run.experiment("a2c", "CartPole-v1", gamma=0.9)
+    row = {name: str(value) for name, value in job._asdict().items()} | {
+        "return_100": "7", "evaluation": "[1.0]", "versions": "{}"}
+    settings = run.settings_of(job)
+    runs = {(job, seed): [row | {"seed": str(seed), "settings": json.dumps(given)}]
+            for seed, given in ((1, settings), (2, settings | {"gae_lambda": 0.5}))}
+    paths = [tmp_path / "a.csv.gz", tmp_path / "b.csv.gz"]
+    for path in paths:
+        run.write(path, runs)
+    (group,) = report.load(paths[0]).values()
+    assert [one.seed for one in group] == [1]
+    assert capsys.readouterr().out.startswith("a.csv.gz: 1 runs have settings of another time")
+    with pytest.raises(report.own_runs.UserError, match="seed 1, is in two tables"):
+        report.load(*paths)
 
 
 def test_intervals_stay_within_the_runs(report):
@@ -288,11 +385,25 @@ def test_intervals_stay_within_the_runs(report):
 def test_ablation_table(report):
     """One row per change; Engstrom's five agents are among them, each beside its own name."""
     runs = {job: [fake_run(report, job, 1, 7.0)] for job in run.ablation()}
-    lines = report.engstrom(runs).splitlines()[2:]
+    *lines, aai, acli = report.engstrom(runs).splitlines()[2:]
     assert len(lines) == len(run.ABLATIONS) + 3
     assert all("| 7 (1) | 7 (1) |" in line for line in lines)
     assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM_AGENTS) == 5
     assert "| TRPO, all of these off | 7 (1) | 7 (1) | TRPO 2,043, 2,791 |" in lines
+    assert (aai, acli) == ("| AAI: the algorithm | 0 | 0 | 99, 242 |",
+                           "| ACLI: the optimisations | 0 | 0 | 421, 557 |")
+
+
+def test_algorithm_or_optimisations(report):
+    """By hand, with the means of Engstrom et al.'s table: their AAI and ACLI, to the rounding."""
+    titles = report.ablation_titles()
+    theirs = {"PPO": (2513, 3292), "PPO-M": (2142, 2735), "TRPO": (2466, 3050),
+              "TRPO, all of these off": (2043, 2791)}
+    runs = {job: [fake_run(report, job, 1, float(theirs[title][job.env_id == "Walker2d-v4"]))]
+            for job, title in titles.items() if title in theirs}
+    aai, acli = report.engstrom(runs).splitlines()[-2:]
+    assert aai == "| AAI: the algorithm | 99 | 242 | 99, 242 |"
+    assert acli == "| ACLI: the optimisations | 423 | 557 | 421, 557 |"
 
 
 def test_ablation_marks(report):
@@ -301,7 +412,7 @@ def test_ablation_marks(report):
     job = functools.partial(run.experiment, "ppo_continuous", "Hopper-v4")
     numbers = {job(): (1, 2, 3), job(activation="relu"): (4, 5, 6), job(gamma=0.99): (2, 4, 6)}
     runs = {j: [fake_run(report, j, n, float(n)) for n in group] for j, group in numbers.items()}
-    lines = report.engstrom(runs).splitlines()[2:]
+    lines = report.engstrom(runs).splitlines()[2:-2]
     assert lines == ["| PPO | 2 ± 1 (3) | – | PPO 2,513, 3,292 |", "| ReLU | 5 ± 1 (3) * | – |  |",
                      "| γ = 0.99 | 4 ± 2 (3) | – |  |"]
 
@@ -319,18 +430,21 @@ def test_figures(report, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESAMPLES", 20)
     for name, figure in report.FIGURES.items():
+        jobs = run.experiments(name) + run.compare() * (name == "peers")
         runs = {job: [fake_run(report, job, seed, 100.0 * seed) for seed in (1, 2, 3)]
-                for job in run.SUITES[name]()}
+                for job in jobs}
         for group in runs.values():
             for one in group:
                 one.columns |= {"approx_kl": np.full(10, 0.01), "clipfrac": np.full(10, 0.1),
-                                "episodic_length": np.full(10, 700.0)}
+                                "episodic_length": np.full(10, 700.0),
+                                "entropy": np.full(10, 1.0),
+                                "explained_variance": np.full(10, 0.9)}
         figure(runs)
     report.clip()
     report.speed(report.races.read(ROOT / "benchmarks/results/speed.csv"))
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "discount",
-             "health", "peers", "clip", "speed")
+             "health", "peers", "annealing", "clip", "speed")
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
@@ -342,6 +456,8 @@ def test_committed_results(committed):
         for (job, seed), rows in table.items():
             assert run.is_done(job, rows), f"{job.name}, seed {seed}: settings of another time"
             assert len(rows) <= run.POINTS and float(rows[-1]["return_100"]) > -2_000
+            steps = int(rows[-1]["global_step"])  # a run stops when no further iteration fits
+            assert 0.97 < steps / json.loads(rows[-1]["settings"])["total_timesteps"] < 1.05
             assert len(json.loads(rows[-1]["evaluation"])) >= 10 or job.script == "cleanrl_ppo"
 
 
@@ -362,6 +478,98 @@ def test_a_checkout_one_can_look_through():
 def test_tables_of_the_readme(report, committed, name, file):
     """The tables of the two READMEs are those that report.py makes from the committed runs."""
     assert getattr(report, name)(committed).strip() in (ROOT / file).read_text()
+
+
+RANGES = (  # of README: a sentence, and the experiments of run.lectures whose finals it gives
+    ("{} (to go); {} (whole return); {} (minus V).", "to go", "whole return", "minus V"),
+    ("{}, without a critic (default: {}).", "GRPO", "minus a mean"),
+    ("{} (λ = 0), {} (0.98), {} (1):", "λ = 0", "λ = 0.98", "λ = 1"),
+    ("{} with it, {} without.", "δ = 1", "δ = 1, no line search"),
+    ("return {} at the end", "rate of 0.1"), ("{}; {}. β", "KL penalty", "dual clip"),
+    ("{} by default (0.5), {} with 50", "shared", "shared, 50"),
+    ("ends at a return of {}, by default at {}\n", "flat", "not flat"),
+    ("ends at {}, with the default\n  `--clip-coef` at {}.", "unstable", "stable"))
+
+
+@pytest.mark.parametrize("sentence, names", [(sentence, names) for sentence, *names in RANGES])
+def test_ranges_of_the_readme(committed, sentence, names):
+    """The smallest and the largest final of seeds 1 to 3, from the committed runs."""
+    finals = [[one.final for one in committed[run.lectures()[name]]] for name in names]
+    assert all(len(group) == 3 for group in finals)
+    text = sentence.format(*(f"{min(group):.0f} to {max(group):.0f}" for group in finals))
+    assert text in (ROOT / "README.md").read_text()
+
+
+def test_means_of_the_readme(report, committed):
+    """What the lecture table says of the ablation, of the distributions and of the scripts."""
+    default = run.experiment("ppo_continuous", "Walker2d-v4")
+
+    def mean(env_id, script="ppo_continuous", **changes):
+        group = committed[run.experiment(script, env_id, **changes)]
+        return f"{np.mean([one.final for one in group]):,.0f}"
+
+    limits, squashed = (mean("Walker2d-v4", variant=variant) for variant in
+                        ("time_limits_terminate", "squashed_gaussian"))
+    ppo, hopper = mean("Walker2d-v4"), mean("Hopper-v4")
+    assert len(committed[default]) == 10
+    sentences = [
+        f"lowers PPO's return from {ppo} (10 runs) to {limits} (4) on Walker2d-v4",
+        f"Hopper-v4 {mean('Hopper-v4', norm_adv=False)} without (4 runs), {hopper} with (10), "
+        f"Walker2d-v4 {mean('Walker2d-v4', norm_adv=False)}, {ppo}; value clipping "
+        f"{mean('Hopper-v4', clip_vloss=True)}, {mean('Walker2d-v4', clip_vloss=True)}.",
+        f"Walker2d-v4 {ppo} (10 runs), squashed {squashed} (3 runs)"]
+    for script, env_id, settings in (
+            ("reinforce", "CartPole-v1", {}), ("a2c", "CartPole-v1", {}),
+            ("ppo_discrete", "CartPole-v1", {}), ("ppo_continuous", "HalfCheetah-v4", {}),
+            ("trpo", "HalfCheetah-v4", {})):
+        group = committed[run.experiment(script, env_id, **settings)]
+        finals = report.spread(np.array([one.final for one in group]))
+        sentences.append(f"`python {script}.py` | {finals} |")
+    readme = (ROOT / "README.md").read_text()
+    assert [sentence for sentence in sentences if sentence not in readme] == []
+
+
+def test_metrics_of_the_readme(report, committed):
+    """KL, β, step fraction and thirds of a run, as the lecture table has them."""
+    runs = {name: committed[job] for name, job in run.lectures().items()}
+    first_kl = [one.columns["approx_kl"][0] for one in runs["rate of 0.1"]]
+    thirds = report.thirds(committed).splitlines()[2].split("|")
+    sentences = [f"KL {min(first_kl):.0f} to {max(first_kl):.0f} in the first update",
+                 f"explained variance is already {thirds[8].split(',')[0].strip()}"]
+    for line, text in ((3, "**Only without annealing**: Hopper-v4{}in the thirds"),
+                       (2, "with annealing{}")):
+        cells = report.thirds(committed).splitlines()[line].split("|")
+        sentences.append(text.format(cells[4]).rstrip())
+    readme = (ROOT / "README.md").read_text()
+    assert [sentence for sentence in sentences if sentence not in readme] == []
+    fractions = [np.mean(one.columns["step_fraction"]) for one in runs["δ = 1"]]
+    assert f"`step_fraction` is {min(fractions):.2f} to {max(fractions):.2g} on average" in readme
+    assert all((one.columns["step_fraction"] == 1).all() for one in runs["δ"])
+    assert all((one.columns["clipfrac"] == 0).all() and (one.columns["approx_kl"] < 1e-6).all()
+               for one in runs["flat"])
+    assert all((one.columns["approx_kl"] > 1).any() for one in runs["unstable"])
+    assert sorted({f"{one.columns['beta'][-1]:.1g}" for one in runs["KL penalty"]}) == [
+        "0.02", "0.06"]
+
+
+def test_speeds_of_the_readme(report):
+    """From speed.csv, medians of the rounds."""
+    measured = speed.read(ROOT / "benchmarks/results/speed.csv")
+
+    def ratio(race, name, peer):
+        return float(speed.ratios(measured[race][name], measured[race][peer]).split()[0])
+
+    one, many = "ppo-1x2048", "ppo-16x128"
+    readme = (ROOT / "README.md").read_text().replace("\n", " ")
+    assert (f"trains {ratio(one, 'eager', 'sb3'):.1f} times (one environment) and "
+            f"{ratio(many, 'eager', 'sb3'):.1f} times (16) as fast as Stable-Baselines3, with "
+            f"`--compile` {ratio(one, 'compile', 'sb3'):.1f} and "
+            f"{ratio(many, 'compile', 'sb3'):.1f} times: about "
+            f"{ratio(one, 'compile', 'sbx'):.1f} and {ratio(many, 'compile', 'sbx'):.1f} times as "
+            "fast as SBX") in readme
+    trpo, ppo = (speed.median(measured[race]["eager"], "steps_per_second")
+                 for race in ("trpo-1x2048", one))
+    assert f"2 × 64: {trpo:,.0f} steps/s, PPO {ppo:,.0f}" in readme
 
 
 # --------------------------------------------------------------------------------------------------
