@@ -554,8 +554,22 @@ def test_metrics_of_the_readme(report, committed):
         "0.02", "0.06"]
 
 
-def test_speeds_of_the_readme(report):
-    """From speed.csv, medians of the rounds."""
+def test_no_peer_is_above_ours(report, committed):
+    """README: the peer run here, sb3-contrib's TRPO, is nowhere above ours beyond the noise."""
+    stats = pytest.importorskip("scipy.stats")
+    assert "run here, the same peer is nowhere above ours beyond the noise" in (
+        ROOT / "README.md").read_text()
+    for env_id in run.MUJOCO:
+        theirs, ours = (committed[job] for job in (run.Experiment("sb3_trpo", env_id),
+                                                   run.experiment("trpo", env_id)))
+        for statistic in ("final", "evaluated"):
+            x, y = ([getattr(one, statistic) for one in group] for group in (theirs, ours))
+            assert len(x) >= 4 and (np.mean(x) < np.mean(y) or stats.ttest_ind(
+                x, y, equal_var=False).pvalue > 0.05), (env_id, statistic)
+
+
+def test_speeds_of_the_readme(report, committed):
+    """From speed.csv, medians of the rounds; and the minutes of committed runs."""
     measured = speed.read(ROOT / "benchmarks/results/speed.csv")
 
     def ratio(race, name, peer):
@@ -566,12 +580,16 @@ def test_speeds_of_the_readme(report):
     assert (f"trains {ratio(one, 'eager', 'sb3'):.1f} times (one environment) and "
             f"{ratio(many, 'eager', 'sb3'):.1f} times (16) as fast as Stable-Baselines3, with "
             f"`--compile` {ratio(one, 'compile', 'sb3'):.1f} and "
-            f"{ratio(many, 'compile', 'sb3'):.1f} times: about "
+            f"{ratio(many, 'compile', 'sb3'):.1f} times (medians of the rounds' ratios): about "
             f"{ratio(one, 'compile', 'sbx'):.1f} and {ratio(many, 'compile', 'sbx'):.1f} times as "
             "fast as SBX") in readme
     trpo, ppo = (speed.median(measured[race]["eager"], "steps_per_second")
                  for race in ("trpo-1x2048", one))
     assert f"2 × 64: {trpo:,.0f} steps/s, PPO {ppo:,.0f}" in readme
+    trpo, ppo = (np.median([one.columns["seconds"][-1] for one in
+                            committed[run.experiment(script, "HalfCheetah-v4")]]) / 60
+                 for script in ("trpo", "ppo_continuous"))
+    assert f"HalfCheetah-v4 takes TRPO {trpo:.1f} minutes, PPO {ppo:.1f}." in readme
 
 
 # --------------------------------------------------------------------------------------------------
