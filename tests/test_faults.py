@@ -575,8 +575,11 @@ def test_only_a_whole_number_is_a_power_of_ten(script, monkeypatch):
 # Killed at any moment
 # --------------------------------------------------------------------------------------------------
 KILLED = """if True:
-    import os, random, shutil, signal, sys, time
+    import os, random, shutil, signal, sys, threading, time
     from pathlib import Path
+    from tqdm import tqdm
+    tqdm.monitor_interval = 0  # children share tqdm's lock: one that is killed would keep it
+    tqdm.set_lock(threading.RLock())
     sys.path.insert(0, "tests")
     import a2c, conftest
     log = a2c.Run.log
