@@ -54,7 +54,7 @@ class Args:
 
 
 class Log:
-    """progress.csv: a row whenever steps were taken and an episode has ended by then."""
+    """progress.csv: a row at each call of row, once an episode has ended."""
 
     def __init__(self, folder: Path) -> None:
         self.file = (folder / "progress.csv").open("w", newline="", buffering=1)

@@ -46,7 +46,7 @@ class Run:
     seed: int
     columns: dict[str, np.ndarray]  # progress.csv, thinned; NaN where it has nothing
     evaluation: list[float]  # returns of the deterministic evaluation after training
-    settings: dict  # all of Args
+    settings: dict  # of the script, or of the peer's library
 
     @property
     def final(self) -> float:
@@ -305,7 +305,8 @@ def save(figure: plt.Figure, name: str) -> None:
 def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | None,
           colour: str) -> None:
     """Mean over seeds at common values of x, and its 95 % interval: a percentile bootstrap, which
-    does not leave the range of the runs, as Student's t would above CartPole's 500."""
+    does not leave the range of the runs, as Student's t would above CartPole's 500. Of five runs or
+    fewer it is too narrow."""
     ends = [run.columns[x][-1] for run in group]
     grid = np.linspace(0, min(ends), 201)[1:]
     values = []
@@ -604,7 +605,8 @@ def report(parts: tuple[str, ...], results: Path) -> None:
     if not parts:
         for name in ("per_task", "untuned"):
             others = {job: everything[job] for job in suites.SUITES[name]() if job in everything}
-            (HERE / f"tables/{name}.md").write_text(table(others), "utf-8")
+            if others:
+                (HERE / f"tables/{name}.md").write_text(table(others), "utf-8")
         (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
         (HERE / "tables/trials.md").write_text(trials(load(results / "trials.csv.gz")), "utf-8")
 

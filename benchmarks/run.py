@@ -246,7 +246,6 @@ def experiments(suite: str) -> list[Experiment]:
 # --------------------------------------------------------------------------------------------------
 def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
     """Train; the run directory, under runs/. RuntimeError if it did not get to its end."""
-    sys.path.insert(0, str(ROOT))  # on a cluster this function arrives without the lines above
     folder = runs / f"{job.name}__seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     script = [str(ROOT / f"{job.script}.py")]
@@ -271,7 +270,8 @@ def finished(job: Experiment, seed: int, runs: Path) -> Path | None:
     """The directory of a run that came to its end, with these settings, and is in no table yet."""
     for path in sorted((runs / f"{job.name}__seed{seed}").glob("*/evaluation.json"))[::-1]:
         with contextlib.suppress(ValueError, OSError):  # a file that is not whole
-            args = json.loads((path.parent / "args.json").read_text())
+            args, _ = (json.loads((path.parent / name).read_text())
+                       for name in ("args.json", "evaluation.json"))
             if (settings_of(job).items() <= (args | args.get("settings", {})).items()
                     and not (path.parent / "in_table").exists()):
                 return path.parent
@@ -319,7 +319,7 @@ def read(path: Path) -> dict[tuple[Experiment, int], list[dict[str, str]]]:
 
 
 def write(path: Path, runs: dict[tuple[Experiment, int], list[dict[str, str]]]) -> None:
-    """A table; the same runs give the same bytes, in whatever order they came."""
+    """A table; the same runs give the same text, in whatever order they came."""
     named = {name for rows in runs.values() for row in rows for name, cell in row.items() if cell}
     first = [*KEY, "global_step", "return_100"]
     text = io.StringIO()

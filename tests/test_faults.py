@@ -578,8 +578,8 @@ KILLED = """if True:
     import os, random, shutil, signal, sys, threading, time
     from pathlib import Path
     from tqdm import tqdm
-    tqdm.monitor_interval = 0  # children share tqdm's lock: one that is killed would keep it
-    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0  # no thread that may hold a lock while this one forks
+    tqdm.set_lock(threading.RLock())  # not the one that children share: a killed one would keep it
     sys.path.insert(0, "tests")
     import a2c, conftest
     log = a2c.Run.log
