@@ -798,7 +798,7 @@ class Run:
         now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
         self.iteration, self.step = self.iteration + 1, self.step + rollout.size
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        if self.iteration == 1:
+        if not gc.get_freeze_count():
             gc.freeze()  # a garbage collection of all that a compiler has left would take 0.3 s
         check_finite(self.step, rollout._asdict() | metrics | {
             "obs_std": self.agent.obs_stats.std.cpu()})

@@ -3,6 +3,7 @@
     pip install -r benchmarks/requirements-peers.txt
     python benchmarks/run.py peers                  # all of them, on all tasks
     python benchmarks/peers.py tianshou_ppo --env-id Hopper-v4 --seed 1
+    python benchmarks/peers.py random --env-id Hopper-v4 --total-timesteps 100000
 
 sb3_ppo, sb3_a2c and sb3_trpo (of sb3-contrib) are trained by RL Zoo's own ExperimentManager, with
 the settings that RL Zoo publishes for the task. tianshou_ppo and tianshou_reinforce have the
@@ -40,7 +41,7 @@ import tyro
 
 NAMES = {"sb3_ppo": "SB3's PPO", "sb3_a2c": "SB3's A2C", "sb3_trpo": "sb3-contrib's TRPO",
          "tianshou_ppo": "Tianshou's PPO", "tianshou_reinforce": "Tianshou's REINFORCE",
-         "cleanrl_ppo": "CleanRL's PPO"}
+         "cleanrl_ppo": "CleanRL's PPO", "random": "actions drawn uniformly"}
 
 
 @dataclass
@@ -227,6 +228,24 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     return {"flags": shlex.join(command[2:])}, []
 
 
+# --------------------------------------------------------------------------------------------------
+# Nobody
+# --------------------------------------------------------------------------------------------------
+def random(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
+    """Draw actions uniformly, and learn nothing; the evaluation is the last episodes'."""
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make(args.env_id))
+    env.action_space.seed(args.seed)
+    env.reset(seed=args.seed)
+    for step in range(1, args.total_timesteps + 1):
+        _, _, terminated, truncated, info = env.step(env.action_space.sample())
+        if terminated or truncated:
+            log.episode(info["episode"]["r"], info["episode"]["l"])
+            env.reset()
+        if step % 1_000 == 0:
+            log.row(step)
+    return {}, list(log.returns)[-args.eval_episodes:]
+
+
 def versions(*packages: str) -> dict[str, str]:
     return {package: version(package) for package in packages}
 
@@ -239,7 +258,8 @@ def main() -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = args.run_dir / f"{args.env_id}__{args.peer}__{args.seed}__{stamp}"
     folder.mkdir(parents=True)
-    train = {"sb3": sb3, "tianshou": tianshou, "cleanrl": cleanrl}[args.peer.partition("_")[0]]
+    library = args.peer.partition("_")[0]
+    train = {"sb3": sb3, "tianshou": tianshou, "cleanrl": cleanrl, "random": random}[library]
     settings, returns = train(args, folder, Log(folder))
     facts = {"device": "cpu"}
     if args.peer != "cleanrl_ppo":  # it has a Python of its own

@@ -35,8 +35,9 @@ except ImportError as missing:
 
 NAMES = {"reinforce": "REINFORCE", "a2c": "A2C", "ppo_discrete": "PPO", "ppo_continuous": "PPO",
          "trpo": "TRPO"}
-MARKS = {"CartPole-v1": 475, "LunarLander-v3": 200, "Pendulum-v1": -200, "HalfCheetah-v4": 2000,
-         "Hopper-v4": 2250, "Walker2d-v4": 3500}  # a return to have reached; MuJoCo's: RLlib's
+MARKS = {  # a return to have reached; MuJoCo's are RLlib's
+    "CartPole-v1": 475, "LunarLander-v3": 200, "BipedalWalker-v3": 300, "Pendulum-v1": -200,
+    "HalfCheetah-v4": 2000, "Hopper-v4": 2250, "Walker2d-v4": 3500}
 RESAMPLES = 2_000  # of the bootstrap
 
 
@@ -138,16 +139,21 @@ def table(runs: dict[suites.Experiment, list[Run]]) -> str:
         finals = np.array([run.final for run in group])
         middle, low, high = iqm(finals)
         interval = f"{middle:,.0f} ({low:,.0f} to {high:,.0f})" if len(group) >= 3 else "–"
-        steps = np.array([run.steps_to_mark for run in group])
-        reached = f"{np.median(steps):,.0f}" if np.isfinite(np.median(steps)) else "–"
         minutes = np.median([run.columns["seconds"][-1] for run in group]) / 60
         lines.append(
             f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
             f"{f'`{job.flags}`' if job.flags else 'default'} | {len(group)} | {spread(finals)} | "
             f"{interval} | {finals.min():,.0f} | "
             f"{spread(np.array([run.evaluated for run in group]))} | "
-            f"{reached} ({np.isfinite(steps).sum()}) | {minutes:.1f} |")
+            f"{steps_to_mark(group)} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def steps_to_mark(group: list[Run]) -> str:
+    """The median, if more than half have reached it, and how many have."""
+    steps = np.array([run.steps_to_mark for run in group])
+    median = np.median(steps)
+    return f"{f'{median:,.0f}' if np.isfinite(median) else '–'} ({np.isfinite(steps).sum()})"
 
 
 def trials(runs: dict[suites.Experiment, list[Run]]) -> str:
@@ -292,6 +298,34 @@ def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+SOGANG = {  # task → the lecture's scores of PPO and of random actions
+    "CartPole-v1": ("400+", "20"), "LunarLander-v3": ("200+", "−150"),
+    "BipedalWalker-v3": ("300+", "−100"), "Pendulum-v1": ("−200", "−1500"),
+    "HalfCheetah-v4": ("2000+", "−300"),
+}
+
+
+def sogang(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """PPO beside random actions, with what exp09 of the lecture tracks: the coefficient of
+    variation (standard deviation over runs / |mean|), the steps to the mark, the minutes."""
+    lines = ["| task | steps | PPO (evaluation; seeds) | variation | steps to the mark (runs) | "
+             "minutes | random | the lecture: PPO, random |", "|---|" + "---:|" * 7]
+    for job in suites.sogang():
+        nobody = next(x for x in suites.sogang() if x[:2] == ("random", job.env_id))
+        if job in runs and nobody in runs and job != nobody:
+            group = runs[job]
+            finals = np.array([run.final for run in group])
+            variation = finals.std(ddof=1) / abs(finals.mean())
+            taken, seconds = (np.median([run.columns[name][-1] for run in group])
+                              for name in ("global_step", "seconds"))
+            lines.append(
+                f"| {job.env_id} | {taken:,.0f} | {finals_of(group)} | {variation:.0%} | "
+                f"{MARKS[job.env_id]}: {steps_to_mark(group)} | {seconds / 60:.1f} | "
+                f"{spread(np.array([run.final for run in runs[nobody]]))} | "
+                f"{', '.join(SOGANG[job.env_id])} |")
+    return "\n".join(lines) + "\n"
+
+
 # --------------------------------------------------------------------------------------------------
 # Figures
 # --------------------------------------------------------------------------------------------------
@@ -418,9 +452,10 @@ def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 
 def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
-    """Heat maps of learning rate × clip range, one per batch size; and returns against λ."""
-    grids, sweep = suites.sensitivity_grid(), suites.lambda_sweep()
-    figure, axes = plt.subplots(1, len(grids) + 1, figsize=(5.5 * len(grids) + 6, 5))
+    """Heat maps of learning rate × clip range, one per batch size; and returns against λ and
+    against the size of a minibatch."""
+    grids = suites.sensitivity_grid()
+    figure, axes = plt.subplots(1, len(grids) + 2, figsize=(5.5 * len(grids) + 12, 5))
     values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
     low, high = min(values.values()), max(values.values())
     for axis, (batch_size, cells) in zip(axes, grids.items()):
@@ -436,13 +471,16 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.set_yticks(range(len(clips)), [f"{clip:g}" for clip in clips])
         axis.grid(False)
         axis.set(title=f"batch {batch_size:,}", xlabel="learning rate", ylabel="clip range ε")
-    for value, job in sweep.items():
-        if job in runs:
-            axes[-1].plot([value] * len(runs[job]), [run.final for run in runs[job]], "o",
-                          color="black", alpha=0.5)
-    there = [value for value, job in sweep.items() if job in values]
-    axes[-1].plot(there, [values[sweep[value]] for value in there], color=COLOURS["ppo_continuous"])
-    axes[-1].set(title="λ", xlabel="λ of GAE", ylabel="return, last 100 episodes")
+    for axis, title, sweep in ((axes[-2], "λ of GAE", suites.lambda_sweep()),
+                               (axes[-1], "transitions per minibatch", suites.minibatch_sweep())):
+        there = [value for value, job in sweep.items() if job in runs]
+        for value in there:
+            axis.plot([value] * len(runs[sweep[value]]),
+                      [run.final for run in runs[sweep[value]]], "o", color="black", alpha=0.5)
+        axis.plot(there, [values[sweep[value]] for value in there], color=COLOURS["ppo_continuous"])
+        axis.set(title=title, xlabel=title, ylabel="return, last 100 episodes")
+    axes[-1].set_xscale("log", base=2)
+    axes[-1].set_xticks(there, [str(value) for value in there])
     figure.tight_layout()
     save(figure, "sensitivity")
 
@@ -564,8 +602,8 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
 
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health,
                                    peers)}
-WITH = {"published": "compare", "engstrom": "ablation", "thirds": "ablation",
-        "distributions": "actions"}  # a table of its own → the part that it is written with
+WITH = {published: "compare", engstrom: "ablation", thirds: "ablation",
+        distributions: "actions"}  # a table of its own → the part that it is written with
 PARTS = ("clip", "speed", *FIGURES)
 
 
@@ -598,16 +636,16 @@ def report(parts: tuple[str, ...], results: Path) -> None:
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
             (HERE / "tables" / f"{name}.md").write_text(table(runs), "utf-8")
             figure(everything if name == "peers" else runs)
-            for written, suite in WITH.items():
+            for own, suite in WITH.items():
                 if suite == name:
-                    text = globals()[written](everything)
-                    (HERE / "tables" / f"{written}.md").write_text(text, "utf-8")
+                    (HERE / "tables" / f"{own.__name__}.md").write_text(own(everything), "utf-8")
     if not parts:
         for name in ("per_task", "untuned"):
             others = {job: everything[job] for job in suites.SUITES[name]() if job in everything}
             if others:
                 (HERE / f"tables/{name}.md").write_text(table(others), "utf-8")
         (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
+        (HERE / "tables/sogang.md").write_text(sogang(everything), "utf-8")
         (HERE / "tables/trials.md").write_text(trials(load(results / "trials.csv.gz")), "utf-8")
 
 

@@ -37,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 NOT_SETTINGS = {"env_id", "seed", "exp_name", "run_dir", "resume", "evaluate", "compile", "cuda",
                 "track", "wandb_project_name", "wandb_entity", "capture_video"}
 PEERS = ("sb3_ppo", "sb3_a2c", "sb3_trpo", "tianshou_ppo", "tianshou_reinforce", "cleanrl_ppo")
+NOT_OURS = (*PEERS, "random")  # peers.py runs them
 
 
 class Experiment(NamedTuple):
@@ -63,8 +64,10 @@ def experiment(script: str, env_id: str, variant: str = "", **settings) -> Exper
 def settings_of(job: Experiment) -> dict:
     """All settings of a run of this experiment: the script's defaults, changed by the flags. Of a
     peer, whose settings are its library's, only the number of steps."""
-    if job.script in PEERS:
-        return {"total_timesteps": 1_000_000}
+    if job.script in NOT_OURS:
+        args = tyro.cli(importlib.import_module("peers").Args,
+                        args=[job.script, *job.flags.split()])
+        return {"total_timesteps": args.total_timesteps}
     args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
 
@@ -151,10 +154,16 @@ def lambda_sweep() -> dict[float, Experiment]:
     return {x: experiment(**COARSE, gae_lambda=x) for x in (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)}
 
 
+def minibatch_sweep() -> dict[int, Experiment]:
+    """Transitions per gradient step, of 2,048 per rollout; the number of epochs stays."""
+    return {size: experiment(**COARSE, num_minibatches=2048 // size)
+            for size in (32, 64, 128, 256, 512, 1024, 2048)}
+
+
 def sensitivity() -> list[Experiment]:
-    """PPO on Hopper, 300,000 steps: learning rate × clip range × batch size, and λ."""
+    """PPO on Hopper, 300,000 steps: learning rate × clip range × batch size; λ; minibatch size."""
     grid = [job for cells in sensitivity_grid().values() for job in cells.values()]
-    return grid + list(lambda_sweep().values())
+    return [*grid, *lambda_sweep().values(), *minibatch_sweep().values()]
 
 
 def discount_sweep() -> dict[float, Experiment]:
@@ -187,6 +196,17 @@ def untuned() -> list[Experiment]:
     needs a MuJoCo before 3.)"""
     return [experiment(script, env_id, total_timesteps=1_000_000) for env_id in UNTUNED
             for script in ("ppo_continuous", "trpo")]
+
+
+def sogang() -> list[Experiment]:
+    """PPO, and actions drawn at random, on the tasks of Sogang's benchmark table, over its steps;
+    on the classic tasks with the settings of compare, but CartPole-v1 with the defaults."""
+    classic = {job.env_id: job for job in compare() if job.script.startswith("ppo")}
+    ppo = [experiment("ppo_discrete", "CartPole-v1"), classic["LunarLander-v3"],
+           experiment("ppo_continuous", "BipedalWalker-v3", total_timesteps=2_000_000),
+           classic["Pendulum-v1"],
+           experiment("ppo_continuous", "HalfCheetah-v4", total_timesteps=2_000_000)]
+    return ppo + [Experiment("random", job.env_id, "--total-timesteps 100000") for job in ppo]
 
 
 def peers() -> list[Experiment]:
@@ -233,7 +253,7 @@ def smoke() -> list[Experiment]:
 
 SUITES = {suite.__name__: suite for suite in (compare, per_task, ablation, sensitivity,
                                               discount, health, actions, lectures, untuned,
-                                              peers, smoke)}
+                                              sogang, peers, smoke)}
 
 
 def experiments(suite: str) -> list[Experiment]:
@@ -249,7 +269,7 @@ def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
     folder = runs / f"{job.name}__seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     script = [str(ROOT / f"{job.script}.py")]
-    if job.script in PEERS:
+    if job.script in NOT_OURS:
         script, extra = [str(ROOT / "benchmarks/peers.py"), job.script], []
     if job.variant:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
