@@ -126,7 +126,11 @@ def per_task() -> list[Experiment]:
     """Other settings for one task, on the seeds of compare; and CartPole-v1 by PPO's defaults."""
     return [experiment("a2c", "HalfCheetah-v4", total_timesteps=1_000_000, num_steps=16,
                        learning_rate=1e-3, gae_lambda=0.95, log_std_init=-1.0),
-            experiment("ppo_discrete", "CartPole-v1")]
+            experiment("ppo_discrete", "CartPole-v1"),
+            experiment("a2c", "Pendulum-v1", num_envs=16, num_steps=8, gamma=0.9, gae_lambda=0.9,
+                       norm_adv=False, activation="relu", log_std_init=0.0),
+            experiment("a2c", "Pendulum-v1", num_envs=16, num_steps=8, gamma=0.9, gae_lambda=0.9,
+                       norm_adv=False, log_std_init=0.0)]
 
 
 def ablation() -> list[Experiment]:
