@@ -949,7 +949,7 @@ def check_args(args: Args) -> None:
     """UserError for the first flag that cannot work, before anything is written."""
     limits = (dict.fromkeys(("gamma", "gae_lambda", "backtrack_coef"), (0, 1))
               | dict.fromkeys(("ent_coef", "vf_coef", "max_grad_norm", "cg_damping"), (0, 1e12))
-              | dict.fromkeys(("clip_obs", "clip_reward", "max_state_kl"), (1e-12, math.inf))
+              | dict.fromkeys(("clip_obs", "clip_reward"), (1e-12, math.inf))
               | {"seed": (0, 2**64 - 1), "eval_episodes": (0, 10**9), "log_std_init": (-99, 99)})
     for name, value in vars(args).items():
         low, high = limits.get(name, (1, 10**12) if type(value) is int else (1e-12, 1e12))

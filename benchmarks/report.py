@@ -642,7 +642,7 @@ def report(parts: tuple[str, ...], results: Path) -> None:
                 if suite == name:
                     (HERE / "tables" / f"{own.__name__}.md").write_text(own(everything), "utf-8")
     if not parts:
-        for name in ("per_task", "untuned", "trust_region"):
+        for name in ("per_task", "untuned"):
             others = {job: everything[job] for job in suites.SUITES[name]() if job in everything}
             if others:
                 (HERE / f"tables/{name}.md").write_text(table(others), "utf-8")

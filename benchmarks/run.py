@@ -196,14 +196,6 @@ def actions() -> list[Experiment]:
             for variant in ("", "annealed_std", "squashed_gaussian", "beta")]
 
 
-def trust_region() -> list[Experiment]:
-    """TRPO with a bound on the mean KL alone, as in the paper's practice, and on the KL at every
-    state, too, as in its theory; and PPO. The task is nearly solved early on."""
-    task = "InvertedDoublePendulum-v4"
-    return [experiment("trpo", task), experiment("trpo", task, max_state_kl=25.0),
-            experiment("ppo_continuous", task)]
-
-
 UNTUNED = ("InvertedPendulum-v4", "Pusher-v5", "HumanoidStandup-v4", "Humanoid-v4")
 
 
@@ -268,8 +260,8 @@ def smoke() -> list[Experiment]:
 
 
 SUITES = {suite.__name__: suite for suite in (compare, per_task, ablation, sensitivity,
-                                              discount, health, actions, lectures, trust_region,
-                                              untuned, sogang, peers, smoke)}
+                                              discount, health, actions, lectures, untuned,
+                                              sogang, peers, smoke)}
 
 
 def experiments(suite: str) -> list[Experiment]:

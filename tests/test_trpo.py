@@ -274,9 +274,9 @@ def search(losses_at, args, start=0.1, step=1.0, loss_before=0.0):
     fraction, loss, kl = trpo.line_search(losses, [parameter], torch.tensor([step]),
                                           torch.tensor(loss_before), args)
     if fraction:
-        assert (loss, kl.tolist()) == (losses()[0], losses()[1].tolist())
+        assert (loss, kl) == losses()
     else:
-        assert loss == loss_before and not kl.any()
+        assert (loss, kl) == (loss_before, 0)
     return fraction, before, parameter.detach()
 
 
@@ -289,16 +289,6 @@ def test_line_search_takes_the_longest_allowed_step():
     torch.testing.assert_close(after, before + 0.5)
     assert search(lambda d: (d * (d - 0.3), 0.0), args)[0] == 0.25  # below 0 only up to 0.3
     assert search(downhill, trpo.Args(target_kl=2.0))[0] == 1.0
-
-
-def test_line_search_looks_at_every_state():
-    """Of four states one moves, with a KL of 4 Δ²; the mean is Δ². At Δ = 1 the mean is allowed,
-    but the state is at 4 δ; at ½ it is at δ."""
-    one_of_four = lambda d: (-d, [4 * d * d, 0.0, 0.0, 0.0])
-    args = {"target_kl": 1.0, "backtrack_coef": 0.5}
-    assert search(one_of_four, trpo.Args(max_state_kl=4.0, **args))[0] == 1.0
-    assert search(one_of_four, trpo.Args(max_state_kl=3.9, **args))[0] == 0.5
-    assert search(one_of_four, trpo.Args(max_state_kl=3.9, line_search=False, **args))[0] == 1.0
 
 
 @pytest.mark.parametrize("losses_at", [
@@ -368,18 +358,12 @@ def test_accepted_steps_stay_in_the_trust_region(kind):
     """KL(π_old ‖ π) ≤ δ and a better surrogate, computed anew, also where δ is large."""
     fractions = []
     for seed, target_kl in enumerate((0.001, 0.01, 0.1, 1.0), start=4):
-        args, agent, batch = prepared(kind, target_kl=target_kl, cg_damping=1e-3, seed=seed,
-                                      max_state_kl=5.0)
+        args, agent, batch = prepared(kind, target_kl=target_kl, cg_damping=1e-3, seed=seed)
         old = copy.deepcopy(agent)
         metrics = trpo.policy_update(agent, batch, args)
         (before, _), (after, kl) = loss_and_kl(old, old, batch), loss_and_kl(agent, old, batch)
         assert 0 < kl <= target_kl and after < before
         assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-4, abs=1e-7)
-        with torch.no_grad():
-            policies = [x.policy(batch.obs) for x in (old, agent)]
-            largest = trpo.kl_divergence(*policies).max().item()
-        assert float(metrics["kl_max"]) == pytest.approx(largest, rel=1e-4)
-        assert kl < largest <= 5 * target_kl
         assert float(metrics["policy_loss"]) == pytest.approx(after, abs=1e-5)
         fractions.append(metrics["step_fraction"])
     assert 0 < min(fractions) < 1, "some step had to be shortened, or this tests little"
@@ -407,7 +391,7 @@ def test_failed_search_leaves_the_policy(kind, monkeypatch):
     monkeypatch.setattr(trpo, "conjugate_gradient", lambda *x: -solve(*x))
     metrics = trpo.policy_update(agent, batch, args)
     assert torch.equal(theta(agent), before)
-    assert metrics["step_fraction"] == metrics["kl"] == metrics["kl_max"] == 0
+    assert metrics["step_fraction"] == metrics["kl"] == 0
     assert metrics["policy_loss"] == pytest.approx(loss_and_kl(old, old, batch)[0], abs=1e-6)
 
 
