@@ -321,7 +321,7 @@ def sogang(runs: dict[suites.Experiment, list[Run]]) -> str:
             taken, seconds = (np.median([run.columns[name][-1] for run in group])
                               for name in ("global_step", "seconds"))
             lines.append(
-                f"| {job.env_id} | {taken:,.0f} | {finals_of(group)} | {variation:.0%} | "
+                f"| {job.env_id} | {taken:,.0f} | {finals_of(group)} | {100 * variation:.0f} % | "
                 f"{MARKS[job.env_id]}: {steps_to_mark(group)} | {seconds / 60:.1f} | "
                 f"{spread(np.array([run.final for run in runs[nobody]]))} | "
                 f"{', '.join(SOGANG[job.env_id])} |")

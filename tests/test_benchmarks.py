@@ -439,7 +439,7 @@ def test_table_of_a_lecture(report):
     assert len(report.sogang(runs).splitlines()) == 2
     runs[nobody] = [fake_run(report, nobody, seed, -7.0) for seed in (1, 2)]
     *_, line = report.sogang(runs).splitlines()
-    assert line == ("| HalfCheetah-v4 | 10,000 | 400 ± 141 (401; 2) | 35% | 2000: 2,500 (2) | 1.7 "
+    assert line == ("| HalfCheetah-v4 | 10,000 | 400 ± 141 (401; 2) | 35 % | 2000: 2,500 (2) | 1.7 "
                     "| -7 ± 0 | 2000+, −300 |")
 
 
