@@ -360,7 +360,7 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
         if not args.line_search or (kl <= args.target_kl and loss < loss_before):
             return fraction, loss, kl
     nn.utils.vector_to_parameters(before, parameters)
-    return 0.0, loss_before, torch.zeros_like(kl)
+    return 0.0, *losses()
 
 
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
@@ -543,6 +543,7 @@ def say(text: str) -> None:
 
 
 say_once = functools.cache(say)  # one line per text
+freeze_once = functools.cache(gc.freeze)
 
 
 def in_one_line(failed: threading.ExceptHookArgs) -> None:
@@ -904,8 +905,7 @@ class Run:
         now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
         self.iteration, self.step = self.iteration + 1, self.step + rollout.size
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        if not gc.get_freeze_count():
-            gc.freeze()  # a garbage collection of all that a compiler has left would take 0.3 s
+        freeze_once()  # a garbage collection of all that a compiler has left would take 0.3 s
         check_finite(self.step, rollout._asdict() | metrics | {
             "obs_std": self.agent.obs_stats.std.cpu()})
         for at, episodic_return, length in rollout.episodes:

@@ -16,7 +16,8 @@ cleanrl_ppo is the script of a checkout that you name, run by a Python that has 
 
 Where settings have the learning rate fall, it falls to 0 over the run's own length. progress.csv
 has the mean raw return of the last 100 training episodes, as sampled; evaluation.json has ten
-episodes with deterministic actions and frozen statistics (CleanRL: none). All runs on one core.
+episodes with deterministic actions and frozen statistics (CleanRL: none; random: the last ten). All
+runs on one core.
 """
 import argparse
 import csv
@@ -241,7 +242,7 @@ def random(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
         if terminated or truncated:
             log.episode(info["episode"]["r"], info["episode"]["l"])
             env.reset()
-        if step % 1_000 == 0:
+        if step % 1_000 == 0 or step == args.total_timesteps:
             log.row(step)
     return {}, list(log.returns)[-args.eval_episodes:]
 

@@ -258,9 +258,10 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
         lines.append(f"| {title} | {ours} | {ENGSTROM_AGENTS.get(title, '')} |")
     for title, pairs, theirs in (("AAI: the algorithm", AAI, "99, 242, 224"),
                                  ("ACLI: the optimisations", ACLI, "421, 557, 444")):
-        ours = [max(abs(means.get((x, env_id), np.nan) - means.get((y, env_id), np.nan))
-                    for x, y in pairs) for env_id in tasks]
-        lines.append(f"| {title} | {' | '.join(f'{x:,.0f}' for x in ours)} | {theirs} |")
+        ours = [np.max([abs(means.get((x, env_id), np.nan) - means.get((y, env_id), np.nan))
+                        for x, y in pairs]) for env_id in tasks]
+        cells = " | ".join(f"{x:,.0f}" if np.isfinite(x) else "–" for x in ours)
+        lines.append(f"| {title} | {cells} | {theirs} |")
     return "\n".join(lines) + "\n"
 
 
@@ -317,11 +318,13 @@ def sogang(runs: dict[suites.Experiment, list[Run]]) -> str:
         if job in runs and nobody in runs and job != nobody:
             group = runs[job]
             finals = np.array([run.final for run in group])
-            variation = finals.std(ddof=1) / abs(finals.mean())
+            variation = "–"
+            if len(group) > 1:
+                variation = f"{100 * finals.std(ddof=1) / abs(finals.mean()):.0f} %"
             taken, seconds = (np.median([run.columns[name][-1] for run in group])
                               for name in ("global_step", "seconds"))
             lines.append(
-                f"| {job.env_id} | {taken:,.0f} | {finals_of(group)} | {100 * variation:.0f} % | "
+                f"| {job.env_id} | {taken:,.0f} | {finals_of(group)} | {variation} | "
                 f"{MARKS[job.env_id]}: {steps_to_mark(group)} | {seconds / 60:.1f} | "
                 f"{spread(np.array([run.final for run in runs[nobody]]))} | "
                 f"{', '.join(SOGANG[job.env_id])} |")
@@ -388,7 +391,7 @@ def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
          name: str) -> None:
     """One panel per task, one bar per experiment: IQM and its 95 % interval, a dot per run."""
-    tasks = list(dict.fromkeys(job.env_id for job in runs))
+    tasks = list(dict.fromkeys(job.env_id for job in titles if job in runs))
     order = list(dict.fromkeys(titles.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),
                                 sharey=True, squeeze=False)
@@ -476,13 +479,17 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     for axis, title, sweep in ((axes[-2], "λ of GAE", suites.lambda_sweep()),
                                (axes[-1], "transitions per minibatch", suites.minibatch_sweep())):
         there = [value for value, job in sweep.items() if job in runs]
+        if len(there) < 2:
+            axis.axis("off")
+            continue
         for value in there:
             axis.plot([value] * len(runs[sweep[value]]),
                       [run.final for run in runs[sweep[value]]], "o", color="black", alpha=0.5)
         axis.plot(there, [values[sweep[value]] for value in there], color=COLOURS["ppo_continuous"])
         axis.set(title=title, xlabel=title, ylabel="return, last 100 episodes")
-    axes[-1].set_xscale("log", base=2)
-    axes[-1].set_xticks(there, [str(value) for value in there])
+        if sweep == suites.minibatch_sweep():
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(there, [str(value) for value in there])
     figure.tight_layout()
     save(figure, "sensitivity")
 

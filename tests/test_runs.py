@@ -1,5 +1,6 @@
 """Part II: whole runs, their files, resuming, evaluating, being interrupted."""
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -301,6 +302,18 @@ def test_resume_equals_an_uninterrupted_run(script, kind, tmp_path, monkeypatch,
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     assert checkpoint["progress"]["iteration"] == 4
     assert checkpoint["progress"]["episodes"] == 64
+
+
+def test_what_the_imports_left_is_frozen_once(tmp_path):
+    """In a process, however many trainings: the next one's objects can still be collected."""
+    ppo = next(script for script in SCRIPTS if script.__name__ == "ppo_discrete")
+    ppo.freeze_once.cache_clear()
+    gc.unfreeze()
+    trained(ppo, tmp_path)
+    assert gc.get_freeze_count() > 10_000
+    gc.unfreeze()
+    trained(ppo, tmp_path)
+    assert gc.get_freeze_count() == 0
 
 
 @each(SCRIPTS)
