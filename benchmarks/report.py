@@ -459,8 +459,14 @@ def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
 def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     """Heat maps of learning rate × clip range, one per batch size; and returns against λ and
     against the size of a minibatch."""
-    grids = suites.sensitivity_grid()
-    figure, axes = plt.subplots(1, len(grids) + 2, figsize=(5.5 * len(grids) + 12, 5))
+    grids, sweeps = suites.sensitivity_grid(), {}
+    for title, sweep in (("λ of GAE", suites.lambda_sweep()),
+                         ("transitions per minibatch", suites.minibatch_sweep())):
+        there = {value: job for value, job in sweep.items() if job in runs}
+        if len(there) > 1:
+            sweeps[title] = there
+    figure, axes = plt.subplots(1, len(grids) + len(sweeps),
+                                figsize=(5.5 * len(grids) + 6 * len(sweeps), 5))
     values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
     low, high = min(values.values()), max(values.values())
     for axis, (batch_size, cells) in zip(axes, grids.items()):
@@ -476,20 +482,16 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.set_yticks(range(len(clips)), [f"{clip:g}" for clip in clips])
         axis.grid(False)
         axis.set(title=f"batch {batch_size:,}", xlabel="learning rate", ylabel="clip range ε")
-    for axis, title, sweep in ((axes[-2], "λ of GAE", suites.lambda_sweep()),
-                               (axes[-1], "transitions per minibatch", suites.minibatch_sweep())):
-        there = [value for value, job in sweep.items() if job in runs]
-        if len(there) < 2:
-            axis.axis("off")
-            continue
-        for value in there:
-            axis.plot([value] * len(runs[sweep[value]]),
-                      [run.final for run in runs[sweep[value]]], "o", color="black", alpha=0.5)
-        axis.plot(there, [values[sweep[value]] for value in there], color=COLOURS["ppo_continuous"])
+    for axis, (title, sweep) in zip(axes[len(grids):], sweeps.items()):
+        for value, job in sweep.items():
+            axis.plot([value] * len(runs[job]), [run.final for run in runs[job]], "o",
+                      color="black", alpha=0.5)
+        axis.plot(list(sweep), [values[job] for job in sweep.values()],
+                  color=COLOURS["ppo_continuous"])
         axis.set(title=title, xlabel=title, ylabel="return, last 100 episodes")
-        if sweep == suites.minibatch_sweep():
+        if title == "transitions per minibatch":
             axis.set_xscale("log", base=2)
-            axis.set_xticks(there, [str(value) for value in there])
+            axis.set_xticks(list(sweep), [str(value) for value in sweep])
     figure.tight_layout()
     save(figure, "sensitivity")
 
