@@ -434,7 +434,7 @@ def say(text: str) -> None:
 
 
 say_once = functools.cache(say)  # one line per text
-freeze_once = functools.cache(gc.freeze)
+freeze_once = functools.cache(gc.freeze)  # only the first call does anything
 
 
 def in_one_line(failed: threading.ExceptHookArgs) -> None:
@@ -796,7 +796,7 @@ class Run:
         now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
         self.iteration, self.step = self.iteration + 1, self.step + rollout.size
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        freeze_once()  # a garbage collection of all that a compiler has left would take 0.3 s
+        freeze_once()  # spares collections what a compiler has left: one of it would take 0.3 s
         check_finite(self.step, rollout._asdict() | metrics | {
             "obs_std": self.agent.obs_stats.std.cpu()})
         for at, episodic_return, length in rollout.episodes:

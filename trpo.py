@@ -23,6 +23,7 @@ Run it: python trpo.py --env-id HalfCheetah-v4
 """
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import sys
@@ -350,9 +351,9 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
 def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn.Parameter],
                 full_step: Tensor, loss_before: Tensor, args: Args) -> tuple[float, Tensor, Tensor]:
     """Moves the parameters by cʲ · full_step, c = --backtrack-coef, with the first j = 0, 1, 2 … at
-    which KL ≤ δ and the loss is below loss_before (--no-line-search: j = 0). Returns cʲ and
-    losses(), (policy loss, KL), there; or 0, with the parameters restored, bit for bit. [TRPO
-    app. C]"""
+    which KL ≤ δ and the loss is below loss_before (--no-line-search: j = 0). If no j will do, the
+    parameters are restored, bit for bit. Returns cʲ (0 if restored), and the policy loss and the KL
+    where the parameters are now. [TRPO app. C]"""
     before = nn.utils.parameters_to_vector(parameters)
     for fraction in (args.backtrack_coef**j for j in range(args.backtrack_iters)):
         nn.utils.vector_to_parameters(before + fraction * full_step, parameters)
@@ -360,14 +361,14 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
         if not args.line_search or (kl <= args.target_kl and loss < loss_before):
             return fraction, loss, kl
     nn.utils.vector_to_parameters(before, parameters)
-    return 0.0, *losses()
+    return 0.0, *losses()  # measured again, as a KL that is NaN must be seen and end the run
 
 
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
     """θ ← θ + cʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
 
     A small step s gains gᵀs and has KL ½ sᵀFs. Of all s with that KL, those along x, the natural
-    gradient, gain most. The full step (j = 0) has KL δ, or less, as here F includes the damping."""
+    gradient, gain most. The full step (j = 0) has ½ sᵀ(F + damping)s = δ, its KL about that."""
     parameters = [p for name, p in agent.named_parameters()
                   if p.requires_grad and not name.startswith("critic")]
     with torch.no_grad():
@@ -378,15 +379,15 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
         loss = policy_loss(policy.log_prob(batch.actions), batch.logprobs, batch.advantages)
         return loss, kl_divergence(old, policy).mean()
 
-    loss, kl = losses()
-    gradient = -flat_gradient(loss, parameters, retain_graph=True)  # g
-    kl_gradient = flat_gradient(kl, parameters, create_graph=True)
+    loss_before, kl_before = losses()
+    gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
+    kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters,
                                damping=args.cg_damping)
     x = conjugate_gradient(fisher, gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0; below 0 by rounding at most: then no step
     full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
-    fraction, loss, kl = line_search(losses, parameters, full_step, loss.detach(), args)
+    fraction, loss, kl = line_search(losses, parameters, full_step, loss_before.detach(), args)
     return {
         "policy_loss": loss,
         "kl": kl,
@@ -543,7 +544,7 @@ def say(text: str) -> None:
 
 
 say_once = functools.cache(say)  # one line per text
-freeze_once = functools.cache(gc.freeze)
+freeze_once = functools.cache(gc.freeze)  # only the first call does anything
 
 
 def in_one_line(failed: threading.ExceptHookArgs) -> None:
@@ -905,7 +906,7 @@ class Run:
         now, start, total = time.perf_counter(), self.step, self.args.total_timesteps
         self.iteration, self.step = self.iteration + 1, self.step + rollout.size
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        freeze_once()  # a garbage collection of all that a compiler has left would take 0.3 s
+        freeze_once()  # spares collections what a compiler has left: one of it would take 0.3 s
         check_finite(self.step, rollout._asdict() | metrics | {
             "obs_std": self.agent.obs_stats.std.cpu()})
         for at, episodic_return, length in rollout.episodes:

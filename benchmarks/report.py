@@ -260,8 +260,8 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
                                  ("ACLI: the optimisations", ACLI, "421, 557, 444")):
         ours = [np.max([abs(means.get((x, env_id), np.nan) - means.get((y, env_id), np.nan))
                         for x, y in pairs]) for env_id in tasks]
-        cells = " | ".join(f"{x:,.0f}" if np.isfinite(x) else "–" for x in ours)
-        lines.append(f"| {title} | {cells} | {theirs} |")
+        row = " | ".join(f"{x:,.0f}" if np.isfinite(x) else "–" for x in ours)
+        lines.append(f"| {title} | {row} | {theirs} |")
     return "\n".join(lines) + "\n"
 
 
@@ -313,8 +313,9 @@ def sogang(runs: dict[suites.Experiment, list[Run]]) -> str:
     variation (standard deviation over runs / |mean|), the steps to the mark, the minutes."""
     lines = ["| task | steps | PPO (evaluation; seeds) | variation | steps to the mark (runs) | "
              "minutes | random | the lecture: PPO, random |", "|---|" + "---:|" * 7]
+    nobodies = {job.env_id: job for job in suites.sogang() if job.script == "random"}
     for job in suites.sogang():
-        nobody = next(x for x in suites.sogang() if x[:2] == ("random", job.env_id))
+        nobody = nobodies[job.env_id]
         if job in runs and nobody in runs and job != nobody:
             group = runs[job]
             finals = np.array([run.final for run in group])

@@ -278,11 +278,11 @@ def test_cleanrl_is_run_by_its_own_python(tmp_path):
 
 
 def test_random_actions(tmp_path):
-    """They score as every beginner's course says, and the last rows are at the last step."""
-    done, folder = trained_peer("random", tmp_path, "CartPole-v1", 10_000)
+    """They score as every beginner's course says, and the last row is at the last step."""
+    done, folder = trained_peer("random", tmp_path, "CartPole-v1", 10_500)
     assert done.returncode == 0, done.stderr
     *_, last = run.thin(folder, run.Experiment("random", "CartPole-v1"))
-    assert last["global_step"] == "10000" and 18 < float(last["return_100"]) < 26
+    assert last["global_step"] == "10500" and 18 < float(last["return_100"]) < 26
     assert len(json.loads(last["evaluation"])) == 10
 
 
@@ -612,13 +612,13 @@ def test_speeds_of_the_readme(report, committed):
 
     one, many = "ppo-1x2048", "ppo-16x128"
     readme = (ROOT / "README.md").read_text().replace("\n", " ")
-    assert (f"trains {ratio(one, 'eager', 'sb3'):.1f} times (one environment) and "
-            f"{ratio(many, 'eager', 'sb3'):.1f} times (16) as fast as Stable-Baselines3, with "
-            f"`--compile` {ratio(one, 'compile', 'sb3'):.1f} and "
-            f"{ratio(many, 'compile', 'sb3'):.1f} times. With `--compile` it is about "
+    assert (f"trains {ratio(one, 'eager', 'sb3'):.1f} times as fast as Stable-Baselines3 with one "
+            f"environment and {ratio(many, 'eager', 'sb3'):.1f} times with 16; with `--compile`, "
+            f"{ratio(one, 'compile', 'sb3'):.1f} and {ratio(many, 'compile', 'sb3'):.1f} times. "
+            "Against SBX, its version in JAX, it is with `--compile` "
             f"{ratio(one, 'compile', 'sbx'):.1f} and {ratio(many, 'compile', 'sbx'):.1f} times as "
-            f"fast as SBX, its version in JAX, without it {ratio(one, 'eager', 'sbx'):.1f} and "
-            f"{ratio(many, 'eager', 'sbx'):.1f} times") in readme
+            f"fast, and without {ratio(one, 'eager', 'sbx'):.1f} and "
+            f"{ratio(many, 'eager', 'sbx'):.1f} times.") in readme
     trpo, ppo = (speed.median(measured[race]["eager"], "steps_per_second")
                  for race in ("trpo-1x2048", one))
     assert f"2 × 64: {trpo:,.0f} steps/s, PPO {ppo:,.0f}" in readme
