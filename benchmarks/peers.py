@@ -22,6 +22,7 @@ runs on one core.
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import re
@@ -65,10 +66,10 @@ class Log:
         self.began, self.steps, self.episodes = time.perf_counter(), 0, 0
         self.returns, self.lengths = deque(maxlen=100), deque(maxlen=100)
 
-    def episode(self, value: float, length: int) -> None:
+    def episode(self, value: float, length: float) -> None:
         self.episodes += 1
         self.returns.append(float(value))
-        self.lengths.append(int(length))
+        self.lengths.append(length)
 
     def row(self, global_step: int) -> None:
         if self.returns:
@@ -151,8 +152,8 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 
         def collect(self, *positional, **named) -> CollectStats:
             stats = super().collect(*positional, **named)
-            for value, length in zip(stats.returns, stats.lens):
-                log.episode(value, length)
+            for value in stats.returns:  # its lens count only what came after the last update
+                log.episode(value, math.nan)
             self.steps += stats.n_collected_steps
             log.row(self.steps)
             return stats

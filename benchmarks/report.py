@@ -469,7 +469,8 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     figure, axes = plt.subplots(1, len(grids) + len(sweeps),
                                 figsize=(5.5 * len(grids) + 6 * len(sweeps), 5))
     values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
-    low, high = min(values.values()), max(values.values())
+    coloured = [values[job] for cells in grids.values() for job in cells.values() if job in values]
+    low, high = min(coloured, default=0.0), max(coloured, default=0.0)
     for axis, (batch_size, cells) in zip(axes, grids.items()):
         rates, clips = (sorted({key[i] for key in cells}) for i in (0, 1))
         heat = np.array([[values.get(cells[rate, clip], np.nan) for rate in rates]

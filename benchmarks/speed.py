@@ -257,21 +257,20 @@ def ratios(rows: list[dict], baseline: list[dict]) -> str:
 
 
 def table(races: dict[str, dict[str, list[dict]]]) -> str:
-    """Medians over the rounds, and the ratios to a race's first contestant and to VecNormalize."""
+    """Medians over the rounds, and the ratios to a race's first contestant."""
     lines = ["| script, N × T | contestant | steps/s | ratio to the first (min–max) | "
-             "to SB3, VecNormalize | µs per step: simulator, acting, learning | MiB |",
-             "|---|---|---:|---|---|---|---:|"]
+             "µs per step: simulator, acting, learning | MiB |",
+             "|---|---|---:|---|---|---:|"]
     for race in (race for race in RACES if race in races):
         script, env_id, num_envs, num_steps, _ = RACES[race]
         title = f"`{script}.py`, {num_envs} × {num_steps}" + f", {env_id}" * (script == "a2c")
+        first = next(iter(races[race]))
         for name, rows in races[race].items():
-            first, second = (
-                ratios(rows, races[race][peer]) if peer in races[race] and peer != name else ""
-                for peer in (next(iter(races[race])), "sb3-normalised"))
+            ratio = ratios(rows, races[race][first]) if name != first else ""
             parts = [f"{value:,.0f}" if (value := median(rows, part)) is not None else ""
                      for part in COLUMNS[4:]]
             lines.append(f"| {title} | {TITLES.get(name, name)} | "
-                         f"{median(rows, 'steps_per_second'):,.0f} | {first} | {second} | "
+                         f"{median(rows, 'steps_per_second'):,.0f} | {ratio} | "
                          f"{', '.join(filter(None, parts[:3]))} | {parts[3]} |")
             title = ""
     return "\n".join(lines) + "\n"
