@@ -429,6 +429,18 @@ def test_no_summary_of_half_the_agents(report):
     assert aai.startswith("| AAI: the algorithm | – |") and "| – |" in acli
 
 
+def test_table_of_tasks_nobody_tuned_for(report):
+    """By hand: the runs end 4 and 20 below their best; what fewer than 100 episodes had (90) is no
+    best."""
+    job = next(job for job in run.untuned() if job.env_id == "Humanoid-v4")
+    runs = {job: [fake_run(report, job, seed, final) for seed, final in ((1, 10.0), (2, 30.0))]}
+    for one, best in zip(runs[job], (14.0, 50.0)):
+        one.columns["return_100"][4] = best
+        one.columns["return_100"][0], one.columns["episodes"][0] = 90.0, 99
+    assert report.untuned(runs).splitlines()[2:] == [
+        "| Humanoid-v4 | PPO | 20 ± 14 (21; 2) | 10 | 20 | 806 (785 to 827) E; 716 ± 49 C |"]
+
+
 def test_ablation_marks(report):
     """By hand, Welch: of 1, 2, 3 and 4, 5, 6 t = −3.67 with 4 degrees of freedom, p = 0.021; of
     1, 2, 3 and 2, 4, 6 t = −1.55 with 2.9, p = 0.22. Only the first is marked."""
