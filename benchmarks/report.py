@@ -57,8 +57,8 @@ class Run:
     @property
     def best(self) -> float:
         """The largest mean of 100 episodes in the course of training."""
-        return float(np.nanmax(self.columns["return_100"][self.columns["episodes"] >= 100],
-                               initial=self.final))
+        means = self.columns["return_100"][self.columns["episodes"] >= 100]
+        return float(np.max(means, initial=self.final))
 
     @property
     def evaluated(self) -> float:
@@ -676,10 +676,10 @@ def report(parts: tuple[str, ...], results: Path) -> None:
                 if suite == name:
                     (HERE / "tables" / f"{own.__name__}.md").write_text(own(everything), "utf-8")
     if not parts:
-        own = {job: everything[job] for job in suites.per_task() if job in everything}
-        if own:
-            (HERE / "tables/per_task.md").write_text(table(own), "utf-8")
-        (HERE / "tables/untuned.md").write_text(untuned(everything), "utf-8")
+        for name, text in (("per_task", table), ("untuned", untuned)):
+            own = {job: everything[job] for job in suites.SUITES[name]() if job in everything}
+            if own:
+                (HERE / f"tables/{name}.md").write_text(text(own), "utf-8")
         (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
         (HERE / "tables/sogang.md").write_text(sogang(everything), "utf-8")
         (HERE / "tables/trials.md").write_text(trials(load(results / "trials.csv.gz")), "utf-8")

@@ -439,6 +439,9 @@ def test_table_of_tasks_nobody_tuned_for(report):
         one.columns["return_100"][0], one.columns["episodes"][0] = 90.0, 99
     assert report.untuned(runs).splitlines()[2:] == [
         "| Humanoid-v4 | PPO | 20 ± 14 (21; 2) | 10 | 20 | 806 (785 to 827) E; 716 ± 49 C |"]
+    short = runs[job][0]
+    short.columns["episodes"] = np.arange(10.0)
+    assert short.best == short.final == 10
 
 
 def test_ablation_marks(report):
@@ -520,9 +523,10 @@ def test_a_checkout_one_can_look_through():
 
 
 @pytest.mark.parametrize("name, file", [
-    ("published", "README.md"), ("classic", "benchmarks/README.md"),
+    ("untuned", "benchmarks/README.md"), ("published", "README.md"), ("classic", "benchmarks/README.md"),
     ("engstrom", "benchmarks/README.md"), ("thirds", "benchmarks/README.md"),
-    ("distributions", "benchmarks/README.md")])
+    ("distributions", "benchmarks/README.md"), ("untuned", "benchmarks/README.md"),
+    ("sogang", "benchmarks/README.md")])
 def test_tables_of_the_readme(report, committed, name, file):
     """The tables of the two READMEs are those that report.py makes from the committed runs."""
     assert getattr(report, name)(committed).strip() in (ROOT / file).read_text()
