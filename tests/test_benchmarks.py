@@ -523,7 +523,7 @@ def test_a_checkout_one_can_look_through():
 
 
 @pytest.mark.parametrize("name, file", [
-    ("untuned", "benchmarks/README.md"), ("published", "README.md"), ("classic", "benchmarks/README.md"),
+    ("published", "README.md"), ("classic", "benchmarks/README.md"),
     ("engstrom", "benchmarks/README.md"), ("thirds", "benchmarks/README.md"),
     ("distributions", "benchmarks/README.md"), ("untuned", "benchmarks/README.md"),
     ("sogang", "benchmarks/README.md")])
