@@ -2,6 +2,7 @@
 import csv
 import functools
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -607,13 +608,14 @@ def test_metrics_of_the_readme(report, committed):
 
 
 def test_no_peer_is_above_ours(report, committed):
-    """README: the peer run here, sb3-contrib's TRPO, is nowhere above ours beyond the noise."""
+    """README: neither Tianshou's PPO nor sb3-contrib's TRPO is above ours beyond the noise."""
     stats = pytest.importorskip("scipy.stats")
-    assert "run here, the same peer is nowhere above ours beyond the noise" in (
-        ROOT / "README.md").read_text()
-    for env_id in run.MUJOCO:
-        theirs, ours = (committed[job] for job in (run.Experiment("sb3_trpo", env_id),
-                                                   run.experiment("trpo", env_id)))
+    assert ("Tianshou's PPO and sb3-contrib's TRPO are nowhere above ours beyond the noise"
+            in (ROOT / "README.md").read_text())
+    for env_id, (peer, script) in itertools.product(
+            run.MUJOCO, (("sb3_trpo", "trpo"), ("tianshou_ppo", "ppo_continuous"))):
+        theirs, ours = (committed[job] for job in (run.Experiment(peer, env_id),
+                                                   run.experiment(script, env_id)))
         for statistic in ("final", "evaluated"):
             x, y = ([getattr(one, statistic) for one in group] for group in (theirs, ours))
             assert len(x) >= 4 and (np.mean(x) < np.mean(y) or stats.ttest_ind(

@@ -593,7 +593,7 @@ KILLED = """if True:
     env_id = conftest.register(conftest.OneStep)
 
     def train(name, resume=None):
-        a2c.train(conftest.tiny_args(a2c, env_id=env_id, total_timesteps=2000, exp_name=name,
+        a2c.train(conftest.tiny_args(a2c, env_id=env_id, total_timesteps=3000, exp_name=name,
                                      run_dir=str(folder / name), resume=resume))
 
     train("whole")
