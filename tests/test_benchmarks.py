@@ -622,6 +622,13 @@ def test_no_peer_is_above_ours(report, committed):
                 x, y, equal_var=False).pvalue > 0.05), (env_id, statistic)
 
 
+def test_untuned_numbers_of_the_readme(report, committed):
+    trpo, ppo = (report.spread(np.array([one.final for one in committed[job]]))
+                 for script in ("trpo", "ppo_continuous")
+                 for job in [run.experiment(script, "InvertedPendulum-v4")])
+    assert f": {trpo} (5 seeds), PPO {ppo}." in (ROOT / "README.md").read_text()
+
+
 def test_speeds_of_the_readme(report, committed):
     """From speed.csv, medians of the rounds; and the minutes of committed runs."""
     measured = speed.read(ROOT / "benchmarks/results/speed.csv")
