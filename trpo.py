@@ -60,7 +60,7 @@ class Hyperparameters:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     target_kl: float = 0.04  # δ, largest KL of an update; falls with --anneal-lr, too
     cg_iters: int = 10  # iterations of the conjugate gradient method
-    cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix
+    cg_damping: float = 0.03  # added to F's diagonal, as a share of its curvature gᵀFg / gᵀg
     line_search: bool = True  # off: take the full step, the natural policy gradient
     backtrack_coef: float = 0.8  # each try of the line search shortens the step by this factor
     backtrack_iters: int = 10  # tries of the line search
@@ -316,7 +316,7 @@ def flat_gradient(scalar: Tensor, parameters: list[nn.Parameter], **options: boo
 
 
 def fisher_vector_product(kl_gradient: Tensor, parameters: list[nn.Parameter], v: Tensor,
-                          damping: float) -> Tensor:
+                          damping: float | Tensor) -> Tensor:
     """F v + damping · v, where F = ∇²_θ mean KL(π_old ‖ π) at π_old.    (P,) → (P,) [TRPO app. C]
 
         F v = ∇_θ [ (∇_θ KL)ᵀ v ]
@@ -368,7 +368,7 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     """θ ← θ + cʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
 
     A small step s gains gᵀs and has KL ½ sᵀFs. Of all s with that KL, those along x, the natural
-    gradient, gain most. The full step (j = 0) has ½ sᵀ(F + damping)s = δ, its KL about that."""
+    gradient, gain most. The full step (j = 0) has ½ sᵀFs = δ, and a KL of about δ."""
     parameters = [p for name, p in agent.named_parameters()
                   if p.requires_grad and not name.startswith("critic")]
     with torch.no_grad():
@@ -382,9 +382,10 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     loss_before, kl_before = losses()
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
-    fisher = functools.partial(fisher_vector_product, kl_gradient, parameters,
-                               damping=args.cg_damping)
-    x = conjugate_gradient(fisher, gradient, args.cg_iters)
+    fisher = functools.partial(fisher_vector_product, kl_gradient, parameters, damping=0.0)
+    # F grows as σ falls, like 1 / σ². A damping that did not grow with it would soon be nothing.
+    damping = args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)
+    x = conjugate_gradient(functools.partial(fisher, damping=damping), gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0; below 0 by rounding at most: then no step
     full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
     fraction, loss, kl = line_search(losses, parameters, full_step, loss_before.detach(), args)

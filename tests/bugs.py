@@ -137,7 +137,7 @@ BUGS = [
     Bug("trpo", "flat_gradient(kl_gradient @ v, parameters, retain_graph=True) + damping * v",
         "flat_gradient(kl_gradient @ v, parameters, retain_graph=True)",
         "The Fisher matrix is not damped.",
-        "test_trpo.py::test_damping_is_the_flag_s"),
+        "test_trpo.py::test_damping_is_a_share_of_the_curvature"),
     Bug("trpo", "direction = residual + residual_sq / previous * direction",
         "direction = residual",
         "Steepest descent in the place of conjugate gradient: the directions are not conjugate.",

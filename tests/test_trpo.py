@@ -61,7 +61,6 @@ def watch(monkeypatch):
 
     def searching(losses, parameters, full_step, loss_before, args):
         seen["step"] = full_step.clone()
-        seen["predicted_kl"] = 0.5 * full_step @ seen["fisher"](full_step)
         return search(losses, parameters, full_step, loss_before, args)
 
     monkeypatch.setattr(trpo, "conjugate_gradient", solving)
@@ -97,17 +96,22 @@ def small_agent(kind):
     return agent.double(), torch.randn(20, 2, dtype=torch.float64)
 
 
-def matrix_of(agent, obs, damping):
-    """fisher_vector_product on every unit vector: its matrix."""
-    parameters, policy = policy_parameters(agent), agent.policy(obs)
+def fisher_of(agent, obs, damping=0.0):
+    """v → F v + damping · v, at the agent as it is now."""
+    agent = copy.deepcopy(agent)
     with torch.no_grad():
         old = copy.deepcopy(agent).policy(obs)
-    kl_gradient = trpo.flat_gradient(trpo.kl_divergence(old, policy).mean(), parameters,
-                                     create_graph=True)
-    assert kl_gradient.abs().max() < 1e-12
-    unit = torch.eye(len(kl_gradient), dtype=torch.float64)
-    return torch.stack([trpo.fisher_vector_product(kl_gradient, parameters, v, damping)
-                        for v in unit], dim=1)
+    kl_gradient = trpo.flat_gradient(trpo.kl_divergence(old, agent.policy(obs)).mean(),
+                                     policy_parameters(agent), create_graph=True)
+    assert kl_gradient.abs().max() < 1e-6
+    return lambda v: trpo.fisher_vector_product(kl_gradient, policy_parameters(agent), v, damping)
+
+
+def matrix_of(agent, obs, damping):
+    """fisher_vector_product on every unit vector: its matrix."""
+    fisher = fisher_of(agent, obs, damping)
+    return torch.stack([fisher(v) for v in torch.eye(len(theta(agent)), dtype=torch.float64)],
+                       dim=1)
 
 
 @KINDS
@@ -312,27 +316,34 @@ def test_line_search_gives_up_after_its_tries():
 # --------------------------------------------------------------------------------------------------
 @KINDS
 def test_full_step_is_predicted_to_reach_delta(kind, monkeypatch):
-    """½ sᵀ(F + damping)s = δ, s the step that the line search starts with; it goes uphill."""
-    for target_kl in (0.01, 0.05):
-        args, agent, batch = prepared(kind, target_kl=target_kl)
-        seen = watch(monkeypatch)
+    """½ sᵀFs = δ, s the step that the line search starts with; it goes uphill."""
+    for target_kl, damping in ((0.01, 0.0), (0.05, 0.03), (0.05, 1.0)):
+        args, agent, batch = prepared(kind, target_kl=target_kl, cg_damping=damping)
+        fisher, seen = fisher_of(agent, batch.obs), watch(monkeypatch)
         trpo.policy_update(agent, batch, args)
-        assert seen["predicted_kl"].item() == pytest.approx(target_kl, rel=1e-3)
-        assert seen["step"] @ seen["gradient"] > 0
+        step = seen["step"]
+        assert 0.5 * (step @ fisher(step)).item() == pytest.approx(target_kl, rel=1e-3)
+        assert step @ seen["gradient"] > 0
         monkeypatch.undo()
 
 
-def test_damping_is_the_flag_s(monkeypatch):
-    """--cg-damping c adds c v to F v."""
-    products = []
-    for damping in (0.0, 0.25):
-        args, agent, batch = prepared("continuous", cg_damping=damping)
-        seen = watch(monkeypatch)
-        trpo.policy_update(agent, batch, args)
-        products.append(seen["fisher"](torch.ones_like(seen["step"])))
-        monkeypatch.undo()
-    torch.testing.assert_close(products[1] - products[0], torch.full_like(products[0], 0.25),
-                               rtol=0, atol=1e-3)
+@KINDS
+def test_damping_is_a_share_of_the_curvature(kind, monkeypatch):
+    """--cg-damping c adds c gᵀFg / gᵀg · v to F v, also where F is a hundred times as large."""
+    divergence = trpo.kl_divergence
+    for scale in (1, 100):
+        for damping in (0.0, 0.25):
+            args, agent, batch = prepared(kind, cg_damping=damping)
+            fisher, seen = fisher_of(agent, batch.obs), watch(monkeypatch)
+            monkeypatch.setattr(trpo, "kl_divergence", lambda *x: scale * divergence(*x))
+            trpo.policy_update(agent, batch, args)
+            monkeypatch.undo()
+            g, v = seen["gradient"], torch.ones_like(seen["step"])
+            curvature = scale * (g @ fisher(g)) / (g @ g)
+            assert curvature > 0.01 * scale
+            torch.testing.assert_close(seen["fisher"](v) - scale * fisher(v),
+                                       damping * curvature * v,
+                                       rtol=1e-3, atol=1e-3 * curvature.item())
 
 
 @KINDS
