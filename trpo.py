@@ -6,7 +6,7 @@ KL(π_old ‖ π) ≤ δ, TRPO takes (nearly) the one that gains most. ρ = π(a
     repeat until the step budget is spent                                       (7. train)
         run the policy, from now on called π_old, in N environments, T steps    (3. collect_rollout)
         estimate advantages Â (how much better than average) and returns R      (4. compute_gae)
-        solve F x = g = ∇ mean[ρÂ], F the Fisher matrix                         (6. policy_update)
+        solve F x ≈ g = ∇ mean[ρÂ], F the Fisher matrix                         (6. policy_update)
         step √(2δ / xᵀFx) x, shortened until KL ≤ δ and mean[ρÂ] grows          (6. line_search)
         fit V to the returns                                                    (6. critic_step)
 
@@ -60,7 +60,7 @@ class Hyperparameters:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     target_kl: float = 0.04  # δ, largest KL of an update; falls with --anneal-lr, too
     cg_iters: int = 10  # iterations of the conjugate gradient method
-    cg_damping: float = 0.03  # added to F's diagonal, as a share of its curvature gᵀFg / gᵀg
+    cg_damping: float = 0.03  # c: F, Fisher's matrix, becomes F + (c gᵀFg / gᵀg) I; g: gradient
     line_search: bool = True  # off: take the full step, the natural policy gradient
     backtrack_coef: float = 0.8  # each try of the line search shortens the step by this factor
     backtrack_iters: int = 10  # tries of the line search
@@ -315,15 +315,15 @@ def flat_gradient(scalar: Tensor, parameters: list[nn.Parameter], **options: boo
     return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, parameters, **options)])
 
 
-def fisher_vector_product(kl_gradient: Tensor, parameters: list[nn.Parameter], v: Tensor,
-                          damping: float | Tensor) -> Tensor:
-    """F v + damping · v, where F = ∇²_θ mean KL(π_old ‖ π) at π_old.    (P,) → (P,) [TRPO app. C]
+def fisher_vector_product(kl_gradient: Tensor, parameters: list[nn.Parameter], v: Tensor
+                          ) -> Tensor:
+    """F v, where F = ∇²_θ mean KL(π_old ‖ π) at π_old.    (P,) → (P,) [TRPO app. C]
 
         F v = ∇_θ [ (∇_θ KL)ᵀ v ]
 
     so F itself, P × P, is never built. kl_gradient: ∇_θ KL with its graph (create_graph=True). At
     π_old the KL and its gradient are zero, but the gradient's derivative is not: that is F."""
-    return flat_gradient(kl_gradient @ v, parameters, retain_graph=True) + damping * v
+    return flat_gradient(kl_gradient @ v, parameters, retain_graph=True)
 
 
 def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int) -> Tensor:
@@ -367,8 +367,9 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
     """θ ← θ + cʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
 
-    A small step s gains gᵀs and has KL ½ sᵀFs. Of all s with that KL, those along x, the natural
-    gradient, gain most. The full step (j = 0) has ½ sᵀFs = δ, and a KL of about δ."""
+    A small step s gains gᵀs and has KL ½ sᵀFs. Of all s with that KL, the one along F⁻¹g, the
+    natural gradient, gains most. The full step (j = 0) has ½ sᵀFs = δ; often it is shortened once,
+    as its KL is a little above δ."""
     parameters = [p for name, p in agent.named_parameters()
                   if p.requires_grad and not name.startswith("critic")]
     with torch.no_grad():
@@ -382,11 +383,12 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     loss_before, kl_before = losses()
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
-    fisher = functools.partial(fisher_vector_product, kl_gradient, parameters, damping=0.0)
-    # F grows as σ falls, like 1 / σ². A damping that did not grow with it would soon be nothing.
+    fisher = functools.partial(fisher_vector_product, kl_gradient, parameters)
+    # Few states tell what F is, so it is damped. F's part for μ grows like 1 / σ² as σ falls, and a
+    # constant would soon be nothing beside it: the damping is a share of F's curvature along g.
     damping = args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)
-    x = conjugate_gradient(functools.partial(fisher, damping=damping), gradient, args.cg_iters)
-    curvature = x @ fisher(x)  # 0 if g = 0; below 0 by rounding at most: then no step
+    x = conjugate_gradient(lambda v: fisher(v) + damping * v, gradient, args.cg_iters)
+    curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step
     full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
     fraction, loss, kl = line_search(losses, parameters, full_step, loss_before.detach(), args)
     return {

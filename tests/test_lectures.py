@@ -296,7 +296,7 @@ def test_improvement_surrogate_and_lower_bound(script):
 def natural_gradient(script, parameter, kl, gradient):
     """x with F x = g, as trpo.py's policy_update finds it, but undamped; and v → F v."""
     kl_gradient = script.flat_gradient(kl, [parameter], create_graph=True)
-    fisher = functools.partial(script.fisher_vector_product, kl_gradient, [parameter], damping=0.0)
+    fisher = functools.partial(script.fisher_vector_product, kl_gradient, [parameter])
     return script.conjugate_gradient(fisher, gradient, 10), fisher
 
 
