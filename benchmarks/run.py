@@ -200,8 +200,8 @@ UNTUNED = ("InvertedPendulum-v4", "Pusher-v5", "HumanoidStandup-v4", "Humanoid-v
 
 
 def untuned() -> list[Experiment]:
-    """PPO and TRPO with their defaults on four tasks that had no part in choosing them. (Pusher-v4
-    needs a MuJoCo before 3.)"""
+    """PPO and TRPO with their defaults on four tasks that nobody tuned for. (Pusher-v4 needs a
+    MuJoCo before 3.)"""
     return [experiment(script, env_id, total_timesteps=1_000_000) for env_id in UNTUNED
             for script in ("ppo_continuous", "trpo")]
 

@@ -598,7 +598,7 @@ def test_metrics_of_the_readme(report, committed):
     ranges = []
     for name in ("δ = 1", "δ"):
         means = [np.mean(one.columns["step_fraction"]) for one in runs[name]]
-        ranges.append(f"{min(means):.2f} to {max(means):.2g}")
+        ranges.append(f"{min(means):.2f} to {max(means):.2f}")
     assert "`step_fraction` is {} on average, at the default δ {}.".format(*ranges) in readme
     assert all((one.columns["clipfrac"] == 0).all() and (one.columns["approx_kl"] < 1e-5).all()
                for one in runs["flat"])
