@@ -384,8 +384,8 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters)
-    # Few states tell what F is, so it is damped. F's part for μ grows like 1 / σ² as σ falls, and a
-    # constant would soon be nothing beside it: the damping is a share of F's curvature along g.
+    # F is an estimate from this batch, so it is damped. Its part for μ grows like 1 / σ², so that a
+    # constant would soon be nothing beside it. A share of F's curvature along g grows with it.
     damping = args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)
     x = conjugate_gradient(lambda v: fisher(v) + damping * v, gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step
