@@ -58,7 +58,7 @@ class Hyperparameters:
     gae_lambda: float = 0.95  # λ of GAE: 0 gives the TD error, 1 the rollout's return − V(s)
     learning_rate: float = 1e-3  # step size of the optimiser
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
-    target_kl: float = 0.04  # δ, largest KL of an update; falls with --anneal-lr, too
+    target_kl: float = 0.04  # δ, largest mean KL of an update; falls with --anneal-lr, too
     cg_iters: int = 10  # iterations of the conjugate gradient method
     cg_damping: float = 0.03  # c: F, Fisher's matrix, becomes F + (c gᵀFg / gᵀg) I; g: gradient
     line_search: bool = True  # off: take the full step, the natural policy gradient
@@ -361,19 +361,19 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
         if not args.line_search or (kl <= args.target_kl and loss < loss_before):
             return fraction, loss, kl
     nn.utils.vector_to_parameters(before, parameters)
-    return 0.0, *losses()  # measured again, as a KL that is NaN must be seen and end the run
+    return 0.0, *losses()  # measured again: KL 0; NaN if the policy was broken before
 
 
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
     """θ ← θ + cʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
 
-    A small step s gains gᵀs and has KL ½ sᵀFs. Of all s with that KL, the one along F⁻¹g, the
-    natural gradient, gains most. The full step (j = 0) has ½ sᵀFs = δ; often it is shortened once,
-    as its KL is a little above δ."""
+    A small step s gains about gᵀs and has a KL of about ½ sᵀFs. Of all s with that KL, the one
+    along F⁻¹g, the natural gradient, gains most. The full step (j = 0) has ½ sᵀFs = δ; often it is
+    shortened once, as its KL is a little above δ."""
     parameters = [p for name, p in agent.named_parameters()
                   if p.requires_grad and not name.startswith("critic")]
     with torch.no_grad():
-        old = copy.deepcopy(agent).policy(batch.obs)  # a copy's, as the step overwrites log σ
+        old = copy.deepcopy(agent).policy(batch.obs)  # a copy's, as steps overwrite log σ
 
     def losses() -> tuple[Tensor, Tensor]:
         policy = agent.policy(batch.obs)
@@ -384,8 +384,8 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters)
-    # F is an estimate from this batch, so it is damped. Its part for μ grows like 1 / σ², so that a
-    # constant would soon be nothing beside it. A share of F's curvature along g grows with it.
+    # F, estimated from one batch, is nearly singular, so it is damped. Its part for μ grows like
+    # 1 / σ², beside which a constant would soon be nothing. A share of F's curvature along g grows.
     damping = args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)
     x = conjugate_gradient(lambda v: fisher(v) + damping * v, gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step

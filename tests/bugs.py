@@ -152,6 +152,13 @@ BUGS = [
         "returns - own.sum() / steps.sum()",
         "The baseline has the own return in it, so it depends on the action: a bias.",
         "test_reinforce.py::test_baselines_by_hand"),
+    Bug("trpo", "args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)",
+        "args.cg_damping",
+        "The damping is a constant: as F grows, it comes to nothing.",
+        "test_trpo.py::test_damping_is_a_share_of_the_curvature"),
+    Bug("trpo", "curvature = x @ fisher(x)", "curvature = x @ (fisher(x) + damping * x)",
+        "The step's length is taken from the damped F: its KL stays below δ.",
+        "test_trpo.py::test_full_step_is_predicted_to_reach_delta"),
 ]
 
 

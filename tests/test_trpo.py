@@ -346,7 +346,7 @@ def test_damping_is_a_share_of_the_curvature(kind, monkeypatch):
 
 @KINDS
 def test_step_is_the_natural_gradient(kind, monkeypatch):
-    """With enough iterations (F + damping) s is along the gradient of the surrogate."""
+    """With enough iterations (F + c κ I) s is along the gradient of the surrogate."""
     args, agent, batch = prepared(kind, cg_iters=100, cg_damping=1e-3)
     loss = trpo.policy_loss(agent.policy(batch.obs).log_prob(batch.actions), batch.logprobs,
                             batch.advantages)
