@@ -341,18 +341,19 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
         if curvature <= 0:
             break
         step = residual_sq / curvature
-        x, residual = x + step * direction, residual - step * product
-        residual_sq, previous = residual @ residual, residual_sq
-        direction = residual + residual_sq / previous * direction
+        x = x + step * direction
+        residual = residual - step * product
+        previous_sq, residual_sq = residual_sq, residual @ residual
+        direction = residual + residual_sq / previous_sq * direction
     return x
 
 
 @torch.no_grad()
 def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn.Parameter],
                 full_step: Tensor, loss_before: Tensor, args: Args) -> tuple[float, Tensor, Tensor]:
-    """Moves the parameters by cʲ · full_step, c = --backtrack-coef, with the first j = 0, 1, 2 … at
+    """Moves the parameters by αʲ · full_step, α = --backtrack-coef, with the first j = 0, 1, 2 … at
     which KL ≤ δ and the loss is below loss_before (--no-line-search: j = 0). If no j will do, the
-    parameters are restored, bit for bit. Returns cʲ (0 if restored), and the policy loss and the KL
+    parameters are restored, bit for bit. Returns αʲ (0 if restored), and the policy loss and the KL
     where the parameters are now. [TRPO app. C]"""
     before = nn.utils.parameters_to_vector(parameters)
     for fraction in (args.backtrack_coef**j for j in range(args.backtrack_iters)):
@@ -365,7 +366,7 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
 
 
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
-    """θ ← θ + cʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
+    """θ ← θ + αʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
 
     A small step s gains about gᵀs and has a KL of about ½ sᵀFs. Of all s with that KL, the one
     along F⁻¹g, the natural gradient, gains most. The full step (j = 0) has ½ sᵀFs = δ; often it is
@@ -391,12 +392,7 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step
     full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
     fraction, loss, kl = line_search(losses, parameters, full_step, loss_before.detach(), args)
-    return {
-        "policy_loss": loss,
-        "kl": kl,
-        "step_fraction": fraction,
-        "grad_norm": gradient.norm(),
-    }
+    return {"policy_loss": loss, "kl": kl, "step_fraction": fraction, "grad_norm": gradient.norm()}
 
 
 def adam(state: list[Tensor], gradient: Tensor, lr: Tensor) -> list[Tensor]:

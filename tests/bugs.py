@@ -137,7 +137,7 @@ BUGS = [
     Bug("trpo", "lambda v: fisher(v) + damping * v", "fisher",
         "The Fisher matrix is not damped.",
         "test_trpo.py::test_damping_is_a_share_of_the_curvature"),
-    Bug("trpo", "direction = residual + residual_sq / previous * direction",
+    Bug("trpo", "direction = residual + residual_sq / previous_sq * direction",
         "direction = residual",
         "Steepest descent in the place of conjugate gradient: the directions are not conjugate.",
         "test_trpo.py::test_conjugate_gradient_solves"),
