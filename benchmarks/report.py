@@ -483,14 +483,11 @@ def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
 def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     """Heat maps of learning rate × clip range, one per batch size; and returns against λ and
     against the size of a minibatch."""
-    grids, sweeps = suites.sensitivity_grid(), {}
-    for title, sweep in (("λ of GAE", suites.lambda_sweep()),
-                         ("transitions per minibatch", suites.minibatch_sweep())):
-        there = {value: job for value, job in sweep.items() if job in runs}
-        if len(there) > 1:
-            sweeps[title] = there
-    figure, axes = plt.subplots(1, len(grids) + len(sweeps),
-                                figsize=(5.5 * len(grids) + 6 * len(sweeps), 5))
+    grids = suites.sensitivity_grid()
+    sweeps = {"λ of GAE": suites.lambda_sweep(),
+              "transitions per minibatch": suites.minibatch_sweep()}
+    figure, axes = plt.subplot_mosaic("aabbcc;dddeee", figsize=(16, 10))
+    axes = list(axes.values())
     values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
     coloured = [values[job] for cells in grids.values() for job in cells.values() if job in values]
     low, high = min(coloured, default=0.0), max(coloured, default=0.0)
@@ -508,15 +505,19 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.grid(False)
         axis.set(title=f"batch {batch_size:,}", xlabel="learning rate", ylabel="clip range ε")
     for axis, (title, sweep) in zip(axes[len(grids):], sweeps.items()):
-        for value, job in sweep.items():
+        there = {value: job for value, job in sweep.items() if job in runs}
+        for value, job in there.items():
             axis.plot([value] * len(runs[job]), [run.final for run in runs[job]], "o",
                       color="black", alpha=0.5)
-        axis.plot(list(sweep), [values[job] for job in sweep.values()],
+        axis.plot(list(there), [values[job] for job in there.values()],
                   color=COLOURS["ppo_continuous"])
-        axis.set(title=title, xlabel=title, ylabel="return, last 100 episodes")
+        default = next(x for x in sweep if sweep[x] == suites.experiment(**suites.COARSE))
+        axis.axvline(default, color="grey", linestyle=":", label="default")
+        axis.set(xlabel=title, ylabel="return, last 100 episodes")
+        axis.legend()
         if title == "transitions per minibatch":
             axis.set_xscale("log", base=2)
-            axis.set_xticks(list(sweep), [str(value) for value in sweep])
+            axis.set_xticks(list(sweep), [f"{value:,}" for value in sweep])
     figure.tight_layout()
     save(figure, "sensitivity")
 

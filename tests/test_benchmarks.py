@@ -554,7 +554,7 @@ def test_ranges_of_the_readme(committed, sentence, names):
 
 
 def test_means_of_the_readme(report, committed):
-    """What the lecture table says of the ablation, of the distributions and of the scripts."""
+    """What the lecture table says of suites other than lectures, and of the scripts."""
     default = run.experiment("ppo_continuous", "Walker2d-v4")
 
     def mean(env_id, script="ppo_continuous", **changes):
@@ -564,13 +564,16 @@ def test_means_of_the_readme(report, committed):
     limits, squashed = (mean("Walker2d-v4", variant=variant) for variant in
                         ("time_limits_terminate", "squashed_gaussian"))
     ppo, hopper = mean("Walker2d-v4"), mean("Hopper-v4")
+    minibatches = {size: f"{np.mean([one.final for one in committed[job]]):,.0f}"
+                   for size, job in run.minibatch_sweep().items()}
     assert len(committed[default]) == 10
     sentences = [
         f"lowers PPO's return from {ppo} (10 runs) to {limits} (4) on Walker2d-v4",
         f"Hopper-v4 {mean('Hopper-v4', norm_adv=False)} without (4 runs), {hopper} with (10), "
         f"Walker2d-v4 {mean('Walker2d-v4', norm_adv=False)}, {ppo}; value clipping on: "
         f"{mean('Hopper-v4', clip_vloss=True)}, {mean('Walker2d-v4', clip_vloss=True)}.",
-        f"Walker2d-v4 {ppo} (10 runs), squashed {squashed} (3 runs)"]
+        f"Walker2d-v4 {ppo} (10 runs), squashed {squashed} (3 runs)",
+        f"{minibatches[32]} with 32 transitions, {minibatches[2048]} with all 2,048"]
     for script, env_id, settings in (
             ("reinforce", "CartPole-v1", {}), ("a2c", "CartPole-v1", {}),
             ("ppo_discrete", "CartPole-v1", {}), ("ppo_continuous", "HalfCheetah-v4", {}),
