@@ -365,17 +365,17 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
 
 
-def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | None,
-          colour: str) -> None:
-    """Mean over seeds at common values of x, and its 95 % interval: a percentile bootstrap, which
-    does not leave the range of the runs, as Student's t would above CartPole's 500. Of five runs or
-    fewer it is too narrow."""
-    ends = [run.columns[x][-1] for run in group]
+def curve(axis: plt.Axes, group: list[Run], column: str, label: str | None, colour: str) -> None:
+    """Mean over seeds at common numbers of steps, and its 95 % interval: a percentile bootstrap,
+    which does not leave the range of the runs, as Student's t would above CartPole's 500. Of five
+    runs or fewer it is too narrow."""
+    ends = [run.columns["global_step"][-1] for run in group]
     grid = np.linspace(0, min(ends), 201)[1:]
     values = []
     for run in group:
         seen = np.isfinite(run.columns[column])
-        values.append(np.interp(grid, run.columns[x][seen], run.columns[column][seen], left=np.nan))
+        steps = run.columns["global_step"][seen]
+        values.append(np.interp(grid, steps, run.columns[column][seen], left=np.nan))
     values = np.array(values)
     there = np.isfinite(values).all(0)
     grid, values = grid[there], values[:, there]
@@ -387,29 +387,27 @@ def curve(axis: plt.Axes, group: list[Run], column: str, x: str, label: str | No
 
 
 def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
-    """Learning curves of all algorithms, one panel per task; against steps and against seconds."""
+    """Learning curves of all algorithms, one panel per task."""
     tasks = [env_id for env_id in (*suites.MUJOCO, *suites.CLASSIC)
              if any(job.env_id == env_id for job in runs)]
-    for x, name, label in (("global_step", "compare", "environment steps"),
-                           ("seconds", "compare_seconds", "seconds on one core")):
-        rows = -(-len(tasks) // 3)
-        figure, axes = plt.subplots(rows, 3, figsize=(18, 5 * rows), squeeze=False)
-        for axis, env_id in zip(axes.flat, tasks):
-            for job, group in runs.items():
-                if job.env_id == env_id:
-                    curve(axis, group, "return_100", x, NAMES[job.script], COLOURS[job.script])
-            axis.set(title=env_id, xlabel=label)
-            axis.xaxis.set_major_formatter(thousands)
-        for axis in axes.flat[len(tasks):]:
-            axis.axis("off")
-        for row in axes:
-            row[0].set_ylabel("return, last 100 episodes")
-        entries = {text: handle for axis in axes.flat
-                   for handle, text in zip(*axis.get_legend_handles_labels())}
-        figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=len(entries),
-                      bbox_to_anchor=(0.5, 1.0))
-        figure.tight_layout()
-        save(figure, name)
+    rows = -(-len(tasks) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(18, 5 * rows), squeeze=False)
+    for axis, env_id in zip(axes.flat, tasks):
+        for job, group in runs.items():
+            if job.env_id == env_id:
+                curve(axis, group, "return_100", NAMES[job.script], COLOURS[job.script])
+        axis.set(title=env_id, xlabel="environment steps")
+        axis.xaxis.set_major_formatter(thousands)
+    for axis in axes.flat[len(tasks):]:
+        axis.axis("off")
+    for row in axes:
+        row[0].set_ylabel("return, last 100 episodes")
+    entries = {text: handle for axis in axes.flat
+               for handle, text in zip(*axis.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=len(entries),
+                  bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    save(figure, "compare")
 
 
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
@@ -465,8 +463,7 @@ def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
                 job = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr)
                 if job in runs:
                     label = "falls to 0" if anneal_lr else "constant"
-                    curve(axis, runs[job], column, "global_step",
-                          f"{label} ({len(runs[job])} runs)", colour)
+                    curve(axis, runs[job], column, f"{label} ({len(runs[job])} runs)", colour)
             axis.set(title=title, xlabel="environment steps")
             axis.xaxis.set_major_formatter(thousands)
         row[0].set_ylabel(env_id)
@@ -538,8 +535,7 @@ def peers(runs: dict[suites.Experiment, list[Run]]) -> None:
         default = suites.experiment(ours[name], env_id, total_timesteps=1_000_000)
         for job, label, colour in ((default, "ours", COLOURS[ours[name]]), *lines):
             if job in runs:
-                curve(axis, runs[job], "return_100", "global_step",
-                      f"{label} ({len(runs[job])} runs)", colour)
+                curve(axis, runs[job], "return_100", f"{label} ({len(runs[job])} runs)", colour)
         axis.set(title=f"{name}, {env_id}", xlabel="environment steps")
         axis.xaxis.set_major_formatter(thousands)
         if axis.lines:
@@ -581,7 +577,7 @@ def health(runs: dict[suites.Experiment, list[Run]]) -> None:
             for run in runs[job]:
                 first = run is runs[job][0]
                 label = f"{title}: {run.settings['learning_rate']:g}" if first else None
-                curve(axis, [run], column, "global_step", label, colour)
+                curve(axis, [run], column, label, colour)
             axis.set(title=text, xlabel="environment steps")
             axis.xaxis.set_major_formatter(thousands)
     axes[0].set_yscale("log")

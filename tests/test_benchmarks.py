@@ -389,7 +389,7 @@ def test_intervals_stay_within_the_runs(report):
     job = run.experiment("a2c", "CartPole-v1")
     group = [fake_run(report, job, seed, 100.0 if seed == 1 else 500.0) for seed in range(1, 11)]
     figure, axis = report.plt.subplots()
-    report.curve(axis, group, "return_100", "global_step", "A2C", "black")
+    report.curve(axis, group, "return_100", "A2C", "black")
     (band,) = axis.collections
     ends = band.get_paths()[0].vertices[:, 1]
     assert 340 < ends.min() < 420 and ends.max() == 500
@@ -495,7 +495,7 @@ def test_figures(report, tmp_path, monkeypatch):
     report.clip()
     report.speed(report.races.read(ROOT / "benchmarks/results/speed.csv"))
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    names = ("compare", "compare_seconds", "ablation", "actions", "sensitivity", "discount",
+    names = ("compare", "ablation", "actions", "sensitivity", "discount",
              "health", "peers", "annealing", "clip", "speed")
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
