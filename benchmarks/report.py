@@ -225,6 +225,28 @@ def published(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n\n" + textwrap.fill(SOURCES.strip(), 125) + "\n"
 
 
+def against_peers(runs: dict[suites.Experiment, list[Run]]) -> str:
+    """Ours and each peer measured here, and by both statistics p of Welch's t-test."""
+    from scipy import stats
+
+    lines = ["| environment | peer | theirs: last 100 episodes (evaluation; seeds) | lowest, "
+             "highest run | ours | p, last 100 episodes | p, evaluation |",
+             "|---|---|" + "---:|" * 5]
+    for job in suites.compare():
+        for name, library in LIBRARIES[NAMES[job.script]].items():
+            theirs, ours = (runs.get(x, []) for x in (suites.Experiment(name, job.env_id), job))
+            if len(theirs) > 1 and len(ours) > 1:
+                p = [stats.ttest_ind([getattr(run, name) for run in theirs],
+                                     [getattr(run, name) for run in ours], equal_var=False).pvalue
+                     for name in ("final", "evaluated")]
+                finals = [run.final for run in theirs]
+                lines.append(
+                    f"| {job.env_id} | {library}'s {NAMES[job.script]} | {finals_of(theirs)} | "
+                    f"{min(finals):,.0f}, {max(finals):,.0f} | {finals_of(ours)} | "
+                    + " | ".join(f"{x:.3f}" if np.isfinite(x) else "" for x in p) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def untuned(runs: dict[suites.Experiment, list[Run]]) -> str:
     """The defaults on tasks that did not choose them, and by how much a run ended below its best
     mean of 100 episodes."""
@@ -480,12 +502,12 @@ def actions(runs: dict[suites.Experiment, list[Run]]) -> None:
 def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     """Heat maps of learning rate × clip range, one per batch size; and returns against λ and
     against the size of a minibatch."""
-    grids = suites.sensitivity_grid()
+    grids, default = suites.sensitivity_grid(), suites.experiment(**suites.COARSE)
     sweeps = {"λ of GAE": suites.lambda_sweep(),
               "transitions per minibatch": suites.minibatch_sweep()}
     figure, axes = plt.subplot_mosaic("aabbcc;dddeee", figsize=(16, 10))
     axes = list(axes.values())
-    values = {job: iqm(np.array([run.final for run in group]))[0] for job, group in runs.items()}
+    values = {job: np.mean([run.final for run in group]) for job, group in runs.items()}
     coloured = [values[job] for cells in grids.values() for job in cells.values() if job in values]
     low, high = min(coloured, default=0.0), max(coloured, default=0.0)
     for axis, (batch_size, cells) in zip(axes, grids.items()):
@@ -500,21 +522,28 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axis.set_yticks(range(len(clips)), [f"{clip:g}" for clip in clips])
         axis.grid(False)
-        axis.set(title=f"batch {batch_size:,}", xlabel="learning rate", ylabel="clip range ε")
+        axis.set(title=f"{batch_size:,} transitions per rollout", xlabel="learning rate",
+                 ylabel="clip range ε")
+        for (rate, clip), job in cells.items():
+            if job == default:
+                axis.add_patch(plt.Rectangle((rates.index(rate) - 0.5, clips.index(clip) - 0.5), 1,
+                                             1, fill=False, edgecolor="white", linewidth=4))
     for axis, (title, sweep) in zip(axes[len(grids):], sweeps.items()):
-        there = {value: job for value, job in sweep.items() if job in runs}
-        for value, job in there.items():
-            axis.plot([value] * len(runs[job]), [run.final for run in runs[job]], "o",
-                      color="black", alpha=0.5)
+        there = {i: job for i, job in enumerate(sweep.values()) if job in runs}
+        for i, job in there.items():
+            finals = sorted(run.final for run in runs[job])
+            axis.plot(i + np.linspace(-0.1, 0.1, len(finals)), finals, "o", color="black",
+                      alpha=0.5)
         axis.plot(list(there), [values[job] for job in there.values()],
                   color=COLOURS["ppo_continuous"])
-        default = next(x for x in sweep if sweep[x] == suites.experiment(**suites.COARSE))
-        axis.axvline(default, color="grey", linestyle=":", label="default")
+        axis.axvline(list(sweep.values()).index(default), color="grey", linestyle=":",
+                     label="default")
+        axis.set_xticks(range(len(sweep)), [f"{value:,}" for value in sweep])
         axis.set(xlabel=title, ylabel="return, last 100 episodes")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.legend()
-        if title == "transitions per minibatch":
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(list(sweep), [f"{value:,}" for value in sweep])
+    figure.suptitle("PPO on Hopper-v4 after 300,000 steps: return of the last 100 episodes, mean "
+                    "of the runs (dots)", fontsize=20)
     figure.tight_layout()
     save(figure, "sensitivity")
 
@@ -635,7 +664,7 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
 
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health,
                                    peers)}
-WITH = {published: "compare", engstrom: "ablation", thirds: "ablation",
+WITH = {published: "compare", against_peers: "peers", engstrom: "ablation", thirds: "ablation",
         distributions: "actions"}  # a table of its own → the part that it is written with
 PARTS = ("clip", "speed", *FIGURES)
 
