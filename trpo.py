@@ -6,7 +6,7 @@ KL(π_old ‖ π) ≤ δ, TRPO takes (nearly) the one that gains most. ρ = π(a
     repeat until the step budget is spent                                       (7. train)
         run the policy, from now on called π_old, in N environments, T steps    (3. collect_rollout)
         estimate advantages Â (how much better than average) and returns R      (4. compute_gae)
-        solve F x ≈ g = ∇ mean[ρÂ], F the Fisher matrix                         (6. policy_update)
+        solve F x ≈ g = ∇ mean[ρÂ], F the Fisher matrix, damped                 (6. policy_update)
         step √(2δ / xᵀFx) x, shortened until KL ≤ δ and mean[ρÂ] grows          (6. line_search)
         fit V to the returns                                                    (6. critic_step)
 
@@ -311,7 +311,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: f
 
 # ── 6. Update [specific] ──────────────────────────────────────────────────────────────────────────
 def flat_gradient(scalar: Tensor, parameters: list[nn.Parameter], **options: bool) -> Tensor:
-    """∇_θ of a scalar as one vector."""
+    """∇_θ of a scalar as one vector, of all P parameters.    → (P,)"""
     return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, parameters, **options)])
 
 
@@ -329,8 +329,8 @@ def fisher_vector_product(kl_gradient: Tensor, parameters: list[nn.Parameter], v
 def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int) -> Tensor:
     """x with A x ≈ b, for symmetric positive definite A given by matvec(v) = A v.    (P,) → (P,)
 
-    Each direction is A-orthogonal to those before it, so no step undoes another. Stops early at
-    ‖residual‖ ≤ 1e-5 ‖b‖, b = 0 included, and where pᵀA p is not positive."""
+    residual = b − A x. Each direction d has dᵀA d' = 0 with all d' before it, so no step undoes
+    another. Stops early at ‖residual‖ ≤ 1e-5 ‖b‖, b = 0 included, and where dᵀA d ≤ 0."""
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     residual_sq = residual @ residual
     for _ in range(iters):
@@ -352,9 +352,9 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
 def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn.Parameter],
                 full_step: Tensor, loss_before: Tensor, args: Args) -> tuple[float, Tensor, Tensor]:
     """Moves the parameters by αʲ · full_step, α = --backtrack-coef, with the first j = 0, 1, 2 … at
-    which KL ≤ δ and the loss is below loss_before (--no-line-search: j = 0). If no j will do, the
-    parameters are restored, bit for bit. Returns αʲ (0 if restored), and the policy loss and the KL
-    where the parameters are now. [TRPO app. C]"""
+    which KL ≤ δ = args.target_kl and the loss, −mean[ρÂ], is below loss_before (--no-line-search:
+    j = 0). If no j will do, the parameters are restored, bit for bit. Returns αʲ (0 if restored),
+    and the policy loss and the KL where the parameters are now. [TRPO app. C]"""
     before = nn.utils.parameters_to_vector(parameters)
     for fraction in (args.backtrack_coef**j for j in range(args.backtrack_iters)):
         nn.utils.vector_to_parameters(before + fraction * full_step, parameters)
@@ -366,7 +366,7 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
 
 
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
-    """θ ← θ + αʲ √(2δ / xᵀFx) x,  x ≈ F⁻¹g,  j from the line search. [TRPO §6 and app. C]
+    """θ ← θ + αʲ √(2δ / xᵀFx) x,  (F + damping I) x ≈ g,  j from the line search. [TRPO app. C]
 
     A small step s gains about gᵀs and has a KL of about ½ sᵀFs. Of all s with that KL, the one
     along F⁻¹g, the natural gradient, gains most. The full step (j = 0) has ½ sᵀFs = δ; often it is
@@ -385,8 +385,8 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters)
-    # F, estimated from one batch, is nearly singular, so it is damped. Its part for μ grows like
-    # 1 / σ², beside which a constant would soon be nothing. A share of F's curvature along g grows.
+    # F, estimated from one batch, is nearly singular, so a multiple of I is added. It is a share of
+    # F's curvature along g, which grows as a Gaussian's σ falls; a constant would soon be nothing.
     damping = args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)
     x = conjugate_gradient(lambda v: fisher(v) + damping * v, gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step

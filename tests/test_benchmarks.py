@@ -610,11 +610,12 @@ def test_metrics_of_the_readme(report, committed):
         cells = report.thirds(committed).splitlines()[line].split("|")
         sentences.append(text.format(cells[4]).rstrip())
     assert [sentence for sentence in sentences if sentence not in readme()] == []
-    ranges = []
-    for name in ("δ = 1", "δ"):
-        means = [np.mean(one.columns["step_fraction"]) for one in runs[name]]
-        ranges.append(f"{min(means):.2f} to {max(means):.2f}")
-    assert "`step_fraction` is {} on average, at the default δ {}.".format(*ranges) in readme()
+    kl = [max(one.columns["kl"].max() for one in runs[name])
+          for name in ("δ = 1", "δ = 1, no line search")]
+    shortest = min(one.columns["step_fraction"].min() for one in runs["δ = 1"])
+    assert "KL is at most {:.2f} with it, {:.2f} without.".format(*kl) in readme()
+    assert f"goes down to {shortest:.2f}. At the default δ it is 0.8 or 1." in readme()
+    assert all(np.isin(one.columns["step_fraction"], (0.8, 1)).all() for one in runs["δ"])
     assert all((one.columns["clipfrac"] == 0).all() and (one.columns["approx_kl"] < 1e-5).all()
                for one in runs["flat"])
     assert all((one.columns["approx_kl"] > 1).any() for one in runs["unstable"])
@@ -663,8 +664,8 @@ def test_speeds_of_the_readme(report):
             f"{ratio(many, 'eager', 'sbx'):.2f} times.") in readme()
     trpo, ppo, *compiled = (speed.median(measured[race][name], "steps_per_second")
                             for name in ("eager", "compile") for race in ("trpo-1x2048", one))
-    assert (f"2 × 64 TRPO takes {trpo:,.0f} steps/s, PPO {ppo:,.0f} (320 gradient steps per 2,048);"
-            " with `--compile` {:,.0f} and {:,.0f}.".format(*compiled)) in readme()
+    assert (f"SB3's settings TRPO takes {trpo:,.0f} steps/s, PPO {ppo:,.0f}; with `--compile`"
+            " {:,.0f} and {:,.0f}.".format(*compiled)) in readme()
 
 
 # --------------------------------------------------------------------------------------------------
