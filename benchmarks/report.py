@@ -507,7 +507,8 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
               "transitions per minibatch": suites.minibatch_sweep()}
     figure, axes = plt.subplot_mosaic("aabbcc;dddeee", figsize=(16, 10))
     axes = list(axes.values())
-    values = {job: np.mean([run.final for run in group]) for job, group in runs.items()}
+    finals = {job: np.array([run.final for run in group]) for job, group in runs.items()}
+    values = {job: group.mean() for job, group in finals.items()}
     coloured = [values[job] for cells in grids.values() for job in cells.values() if job in values]
     low, high = min(coloured, default=0.0), max(coloured, default=0.0)
     for axis, (batch_size, cells) in zip(axes, grids.items()):
@@ -517,7 +518,8 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.imshow(heat, cmap="cividis", vmin=low, vmax=high, origin="lower")
         for (row, column), value in np.ndenumerate(heat):
             if np.isfinite(value):
-                axis.text(column, row, f"{value:,.0f}", ha="center", va="center",
+                text = spread(finals[cells[rates[column], clips[row]]]).replace(" ", "\n", 1)
+                axis.text(column, row, text, ha="center", va="center",
                           color="black" if value > (low + high) / 2 else "white")
         axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axis.set_yticks(range(len(clips)), [f"{clip:g}" for clip in clips])
@@ -531,9 +533,8 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
     for axis, (title, sweep) in zip(axes[len(grids):], sweeps.items()):
         there = {i: job for i, job in enumerate(sweep.values()) if job in runs}
         for i, job in there.items():
-            finals = sorted(run.final for run in runs[job])
-            axis.plot(i + np.linspace(-0.1, 0.1, len(finals)), finals, "o", color="black",
-                      alpha=0.5)
+            axis.plot(i + np.linspace(-0.1, 0.1, len(finals[job])), np.sort(finals[job]), "o",
+                      color="black", alpha=0.5)
         axis.plot(list(there), [values[job] for job in there.values()],
                   color=COLOURS["ppo_continuous"])
         axis.axvline(list(sweep.values()).index(default), color="grey", linestyle=":",
@@ -542,8 +543,9 @@ def sensitivity(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.set(xlabel=title, ylabel="return, last 100 episodes")
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.legend()
-    figure.suptitle("PPO on Hopper-v4 after 300,000 steps: return of the last 100 episodes, mean "
-                    "of the runs (dots)", fontsize=20)
+    figure.suptitle("PPO on Hopper-v4 after 300,000 steps: return of the last 100 episodes\n"
+                    "mean ± standard deviation (frame: the default); below, runs and their mean",
+                    fontsize=18)
     figure.tight_layout()
     save(figure, "sensitivity")
 
@@ -568,7 +570,7 @@ def peers(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.set(title=f"{name}, {env_id}", xlabel="environment steps")
         axis.xaxis.set_major_formatter(thousands)
         if axis.lines:
-            axis.legend(loc="upper left", fontsize=12)
+            axis.legend(loc="upper left", fontsize=14)
     for row in axes:
         row[0].set_ylabel("return, last 100 episodes")
     figure.tight_layout()
