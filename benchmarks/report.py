@@ -243,7 +243,8 @@ def against_peers(runs: dict[suites.Experiment, list[Run]]) -> str:
                 lines.append(
                     f"| {job.env_id} | {library}'s {NAMES[job.script]} | {finals_of(theirs)} | "
                     f"{min(finals):,.0f}, {max(finals):,.0f} | {finals_of(ours)} | "
-                    + " | ".join(f"{x:.3f}" if np.isfinite(x) else "" for x in p) + " |")
+                    + " | ".join("" if np.isnan(x) else f"{x:.3f}" if x >= 0.001 else "< 0.001"
+                                 for x in p) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -570,7 +571,7 @@ def peers(runs: dict[suites.Experiment, list[Run]]) -> None:
         axis.set(title=f"{name}, {env_id}", xlabel="environment steps")
         axis.xaxis.set_major_formatter(thousands)
         if axis.lines:
-            axis.legend(loc="upper left", fontsize=14)
+            axis.legend(fontsize=14)
     for row in axes:
         row[0].set_ylabel("return, last 100 episodes")
     figure.tight_layout()
