@@ -6,7 +6,7 @@ KL(π_old ‖ π) ≤ δ, TRPO takes (nearly) the one that gains most. ρ = π(a
     repeat until the step budget is spent                                       (7. train)
         run the policy, from now on called π_old, in N environments, T steps    (3. collect_rollout)
         estimate advantages Â (how much better than average) and returns R      (4. compute_gae)
-        solve F x ≈ g = ∇ mean[ρÂ], F the Fisher matrix, damped                 (6. policy_update)
+        solve (F + damping I) x ≈ g = ∇ mean[ρÂ], F the Fisher matrix           (6. policy_update)
         step √(2δ / xᵀFx) x, shortened until KL ≤ δ and mean[ρÂ] grows          (6. line_search)
         fit V to the returns                                                    (6. critic_step)
 
@@ -343,7 +343,8 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
         step = residual_sq / curvature
         x = x + step * direction
         residual = residual - step * product
-        previous_sq, residual_sq = residual_sq, residual @ residual
+        previous_sq = residual_sq
+        residual_sq = residual @ residual
         direction = residual + residual_sq / previous_sq * direction
     return x
 
@@ -374,7 +375,7 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     parameters = [p for name, p in agent.named_parameters()
                   if p.requires_grad and not name.startswith("critic")]
     with torch.no_grad():
-        old = copy.deepcopy(agent).policy(batch.obs)  # a copy's, as steps overwrite log σ
+        old = copy.deepcopy(agent).policy(batch.obs)  # a copy: steps change log σ itself
 
     def losses() -> tuple[Tensor, Tensor]:
         policy = agent.policy(batch.obs)
@@ -385,8 +386,8 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters)
-    # F, estimated from one batch, is nearly singular, so a multiple of I is added. It is a share of
-    # F's curvature along g, which grows as a Gaussian's σ falls; a constant would soon be nothing.
+    # F, estimated from one batch, is nearly singular, so damping · I is added: --cg-damping times
+    # F's curvature along g, gᵀFg / gᵀg. That grows as a Gaussian's σ falls; a constant would not.
     damping = args.cg_damping * (gradient @ fisher(gradient)) / (gradient @ gradient)
     x = conjugate_gradient(lambda v: fisher(v) + damping * v, gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step
