@@ -340,9 +340,9 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
         curvature = direction @ product
         if curvature <= 0:
             break
-        step = residual_sq / curvature
-        x = x + step * direction
-        residual = residual - step * product
+        length = residual_sq / curvature
+        x = x + length * direction
+        residual = residual - length * product
         previous_sq = residual_sq
         residual_sq = residual @ residual
         direction = residual + residual_sq / previous_sq * direction
@@ -350,7 +350,7 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, iters: int
 
 
 @torch.no_grad()
-def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn.Parameter],
+def line_search(loss_and_kl: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn.Parameter],
                 full_step: Tensor, loss_before: Tensor, args: Args) -> tuple[float, Tensor, Tensor]:
     """Moves the parameters by αʲ · full_step, α = --backtrack-coef, with the first j = 0, 1, 2 … at
     which KL ≤ δ = args.target_kl and the loss, −mean[ρÂ], is below loss_before (--no-line-search:
@@ -359,11 +359,11 @@ def line_search(losses: Callable[[], tuple[Tensor, Tensor]], parameters: list[nn
     before = nn.utils.parameters_to_vector(parameters)
     for fraction in (args.backtrack_coef**j for j in range(args.backtrack_iters)):
         nn.utils.vector_to_parameters(before + fraction * full_step, parameters)
-        loss, kl = losses()
+        loss, kl = loss_and_kl()
         if not args.line_search or (kl <= args.target_kl and loss < loss_before):
             return fraction, loss, kl
     nn.utils.vector_to_parameters(before, parameters)
-    return 0.0, *losses()  # measured again: KL 0; NaN if the policy was broken before
+    return 0.0, *loss_and_kl()  # measured again: KL 0; NaN if the policy was broken before
 
 
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
@@ -377,12 +377,12 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     with torch.no_grad():
         old = copy.deepcopy(agent).policy(batch.obs)  # a copy: steps change log σ itself
 
-    def losses() -> tuple[Tensor, Tensor]:
+    def loss_and_kl() -> tuple[Tensor, Tensor]:
         policy = agent.policy(batch.obs)
         loss = policy_loss(policy.log_prob(batch.actions), batch.logprobs, batch.advantages)
         return loss, kl_divergence(old, policy).mean()
 
-    loss_before, kl_before = losses()
+    loss_before, kl_before = loss_and_kl()
     gradient = -flat_gradient(loss_before, parameters, retain_graph=True)  # g
     kl_gradient = flat_gradient(kl_before, parameters, create_graph=True)
     fisher = functools.partial(fisher_vector_product, kl_gradient, parameters)
@@ -392,7 +392,7 @@ def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | 
     x = conjugate_gradient(lambda v: fisher(v) + damping * v, gradient, args.cg_iters)
     curvature = x @ fisher(x)  # 0 if g = 0 (damping is NaN then, but not used): no step
     full_step = (2 * args.target_kl / curvature).sqrt() * x if curvature > 0 else 0 * x
-    fraction, loss, kl = line_search(losses, parameters, full_step, loss_before.detach(), args)
+    fraction, loss, kl = line_search(loss_and_kl, parameters, full_step, loss_before, args)
     return {"policy_loss": loss, "kl": kl, "step_fraction": fraction, "grad_norm": gradient.norm()}
 
 
