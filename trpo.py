@@ -11,8 +11,8 @@ KL(π_old ‖ π) ≤ δ, TRPO takes (nearly) the one that gains most. ρ = π(a
         fit V to the returns                                                    (6. critic_step)
 
 What differs from ppo_continuous.py: the step has a bound, and actor and critic learn apart. With
---no-line-search it is the natural policy gradient [NPG], with the step length that δ implies. GAE,
-Adam, scaled observations and rewards are not in [TRPO]; with --clip-vloss it is "TRPO+" [IM].
+--no-line-search it is the natural policy gradient [NPG], with a step length set by δ. GAE, Adam,
+damping, scaled observations and rewards are not in [TRPO]; with --clip-vloss it is "TRPO+" [IM].
 
 [TRPO] Schulman et al. 2015, Trust Region Policy Optimization, arXiv 1502.05477
 [NPG] Kakade 2001, A Natural Policy Gradient, NeurIPS 14
