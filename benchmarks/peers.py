@@ -122,16 +122,16 @@ def sb3(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 # --------------------------------------------------------------------------------------------------
 # Tianshou
 # --------------------------------------------------------------------------------------------------
-TIANSHOU = {  # of its MuJoCo benchmark
-    "tianshou_ppo": {"num_envs": 64, "lr": 3e-4, "repetitions": 10, "batch_size": 64,
-                     "bound_method": "clip"},
-    "tianshou_reinforce": {"num_envs": 64, "lr": 1e-3, "repetitions": 1, "batch_size": None,
-                           "bound_method": "tanh"},
+TIANSHOU = {  # of its MuJoCo benchmark of 2021: how it is run, what the algorithm takes
+    "tianshou_ppo": (
+        {"num_envs": 64, "lr": 3e-4, "repetitions": 10, "batch_size": 64, "bound_method": "clip"},
+        {"gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5, "vf_coef": 0.25, "ent_coef": 0.0,
+         "return_scaling": True, "eps_clip": 0.2, "value_clip": False,
+         "advantage_normalization": False, "recompute_advantage": True}),
+    "tianshou_reinforce": (
+        {"num_envs": 64, "lr": 1e-3, "repetitions": 1, "batch_size": None, "bound_method": "tanh"},
+        {"gamma": 0.99, "return_standardization": True}),
 }
-PPO_SETTINGS = {"gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5, "vf_coef": 0.25,
-                "ent_coef": 0.0, "return_scaling": True, "eps_clip": 0.2, "value_clip": False,
-                "advantage_normalization": False, "recompute_advantage": True}
-REINFORCE_SETTINGS = {"gamma": 0.99, "return_standardization": True}
 COLLECT = 2_048  # steps between updates
 
 
@@ -158,7 +158,7 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             log.row(self.steps)
             return stats
 
-    settings = TIANSHOU[args.peer]
+    settings, more = TIANSHOU[args.peer]
     envs, evaluation = (
         VectorEnvNormObs(DummyVectorEnv([lambda: gym.make(args.env_id)] * number),
                          update_obs_rms=training)
@@ -189,10 +189,8 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     optimiser.with_lr_scheduler_factory(LRSchedulerFactoryLinear(
         max_epochs=1, epoch_num_steps=args.total_timesteps, collection_step_num_env_steps=COLLECT))
     if args.peer == "tianshou_ppo":
-        more = PPO_SETTINGS
         algorithm = PPO(policy=policy, critic=critic, optim=optimiser, **more)
     else:
-        more = REINFORCE_SETTINGS
         algorithm = Reinforce(policy=policy, optim=optimiser, **more)
     recorder = Recorder(algorithm, envs, VectorReplayBuffer(4_096, settings["num_envs"]),
                         exploration_noise=True)

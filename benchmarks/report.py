@@ -100,6 +100,10 @@ def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
             if any(run.seed == seed for run in runs[job]):
                 raise own_runs.UserError(f"{job.name}, seed {seed}, is in two tables")
             runs[job].append(Run(job, seed, columns, list(evaluation), settings))
+    for job, (first, *others) in runs.items():  # a library's settings may change with its version
+        if job.script in suites.NOT_OURS and any(x.settings != first.settings for x in others):
+            raise own_runs.UserError(f"{job.name}: its runs differ in settings or versions of the "
+                                     "library; run all of its seeds anew")
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
@@ -182,7 +186,8 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
     ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,443 ± 46 C"],
     ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T"],
-    ("Hopper-v4", "REINFORCE"): ["420 V"], ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
+    ("Hopper-v4", "REINFORCE"): ["420 V", "390 ± 84 T"],
+    ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
     ("Hopper-v4", "PPO"): ["2,761 ± 927 N", "2,609 ± 701 T", "2,513 (2,391 to 2,632) E",
                            "2,383 ± 272 C"],
     ("Hopper-v4", "TRPO"): ["3,372 ± 215 P", "2,043 E"],
@@ -194,7 +199,8 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("Humanoid-v4", "TRPO"): ["586 E"],
 }
 SOURCES = """
-T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions. P:
+T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions; its ±
+divides by n, not n − 1. P:
 sb3-contrib, -v3, 3 seeds ± standard error, last evaluation. N: nnabla-rl, -v2, 3 seeds, best of the
 evaluations. E: Engstrom et al. 2020, -v2, 80 agents or more, 95 % interval; its TRPO is without
 PPO's optimisations. V: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100

@@ -63,11 +63,12 @@ def experiment(script: str, env_id: str, variant: str = "", **settings) -> Exper
 @functools.cache
 def settings_of(job: Experiment) -> dict:
     """All settings of a run of this experiment: the script's defaults, changed by the flags. Of a
-    peer, whose settings are its library's, only the number of steps."""
+    peer the number of steps, and what peers.py sets; the rest is its library's."""
     if job.script in NOT_OURS:
-        args = tyro.cli(importlib.import_module("peers").Args,
-                        args=[job.script, *job.flags.split()])
-        return {"total_timesteps": args.total_timesteps}
+        peers = importlib.import_module("peers")
+        args = tyro.cli(peers.Args, args=[job.script, *job.flags.split()])
+        training, algorithm = peers.TIANSHOU.get(job.script, ({}, {}))
+        return {"total_timesteps": args.total_timesteps} | training | algorithm
     args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
 

@@ -298,6 +298,55 @@ def test_a_peer(tmp_path, name):
     assert not run.is_done(run.Experiment(name, "Hopper-v4"), rows)
 
 
+def test_evaluation_of_sb3(tmp_path, monkeypatch):
+    """Deterministic actions, raw rewards, and the statistics of the training, frozen."""
+    pytest.importorskip("rl_zoo3")
+    evaluation = importlib.import_module("stable_baselines3.common.evaluation")
+    evaluate, seen = evaluation.evaluate_policy, []
+
+    def spy(model, envs, episodes, **options):
+        found = evaluate(model, envs, episodes, **options)
+        seen.append((options["deterministic"], envs.norm_obs, envs.norm_reward, envs.training,
+                     np.array_equal(envs.obs_rms.mean, model.env.obs_rms.mean),  # afterwards
+                     model.env.obs_rms.count > 4_000))
+        return found
+
+    monkeypatch.setattr(evaluation, "evaluate_policy", spy)
+    args = peers.Args("sb3_trpo", "Hopper-v4", 4_096)
+    _, returns = peers.sb3(args, tmp_path, peers.Log(tmp_path))
+    assert seen == [(True, True, False, False, True, True)] and len(returns) == 10
+
+
+def test_evaluation_of_tianshou(tmp_path, monkeypatch):
+    """The same, and what peers.py says it sets reaches the algorithm."""
+    pytest.importorskip("tianshou")
+    data, seen, training = importlib.import_module("tianshou.data"), [], []
+    collect = data.Collector.collect
+
+    def spy(self, n_episode=None, **options):
+        if n_episode is None:
+            training.append(self.env)
+            return collect(self, **options)
+        before = self.env.obs_rms.count
+        found = collect(self, n_episode=n_episode, **options)
+        state = np.ones(11)
+        actions = [self.policy.compute_action(state).tolist() for _ in range(2)]
+        seen.append((actions[0] == actions[1], before > 4_000, self.env.obs_rms.count == before,
+                     self.env.obs_rms is training[0].obs_rms))
+        return found
+
+    algorithms, given = importlib.import_module("tianshou.algorithm"), {}
+    ppo = algorithms.PPO
+    monkeypatch.setattr(algorithms, "PPO", lambda **named: given.update(named) or ppo(**named))
+    monkeypatch.setattr(data.Collector, "collect", spy)
+    args = peers.Args("tianshou_ppo", "Hopper-v4", 4_096)
+    settings, returns = peers.tianshou(args, tmp_path, peers.Log(tmp_path))
+    assert seen == [(True, True, True, True)] and len(returns) == 10
+    training_settings, algorithm = peers.TIANSHOU["tianshou_ppo"]
+    assert algorithm.items() <= given.items() and algorithm["gamma"] == 0.99
+    assert (training_settings | algorithm).items() <= settings.items()
+
+
 # --------------------------------------------------------------------------------------------------
 # report.py
 # --------------------------------------------------------------------------------------------------
@@ -390,6 +439,13 @@ def test_runs_of_other_settings_are_not_in_the_report(report, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("a.csv.gz: 1 runs have settings of another time")
     with pytest.raises(report.own_runs.UserError, match="seed 1, is in two tables"):
         report.load(*paths)
+    peer = run.Experiment("sb3_ppo", "Hopper-v4")
+    runs = {(peer, seed): [row | {"script": "sb3_ppo", "flags": "", "seed": str(seed),
+                                  "settings": json.dumps(run.settings_of(peer) | given)}]
+            for seed, given in ((1, {"rl_zoo3": "2.9.2"}), (2, {"rl_zoo3": "2.10.0"}))}
+    run.write(paths[0], runs)
+    with pytest.raises(report.own_runs.UserError, match="differ in settings or versions"):
+        report.load(paths[0])
 
 
 def test_intervals_stay_within_the_runs(report):
@@ -633,6 +689,8 @@ def test_no_peer_is_above_ours(report, committed):
                 for statistic, found in above.items():
                     x, y = ([getattr(one, statistic) for one in group]
                             for group in (theirs, committed[job]))
+                    if peer == "cleanrl_ppo" and statistic == "evaluated":  # it has none
+                        continue
                     beyond = stats.ttest_ind(x, y, equal_var=False).pvalue < 0.05
                     assert len(x) >= 5
                     assert not beyond or np.mean(x) < np.mean(y), (peer, job.env_id, statistic)
@@ -641,6 +699,18 @@ def test_no_peer_is_above_ours(report, committed):
     assert "nowhere above ours beyond the noise" in readme()
     assert (f"beyond the noise in {sum(sampled)} of {len(sampled)} comparisons, in the evaluation "
             f"in {sum(evaluated)} of {len(evaluated)} (") in readme()
+
+
+def test_the_close_call_of_the_readme(report, committed):
+    """Tianshou's PPO on HalfCheetah-v4 at its end, and where its last 100 episodes end."""
+    stats = pytest.importorskip("scipy.stats")
+    theirs = committed[run.Experiment("tianshou_ppo", "HalfCheetah-v4")]
+    ours = committed[run.experiment("ppo_continuous", "HalfCheetah-v4")]
+    p = {}
+    for end in (960_000, 1_000_000):
+        y = [one.columns["return_100"][one.columns["global_step"] <= end][-1] for one in ours]
+        p[end] = stats.ttest_ind([one.final for one in theirs], y, equal_var=False).pvalue
+    assert (f"has p = {p[1_000_000]:.3f}, and {p[960_000]:.3f} at step 960,000") in readme()
 
 
 def test_untuned_numbers_of_the_readme(report, committed):
