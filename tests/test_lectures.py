@@ -402,7 +402,7 @@ def test_importance_weights_of_trajectories_explode(script, kind):
                      weight.sum()**2 / weight.square().sum(), mean, ratio.std()))
     show(f"UW 2026, 'Expanding the Importance Sampling Objective': {kind}, KL 0.005 per step",
          "Of 1000 trajectories, weighted by Πρ, fewer and fewer count; a step's ρ stays near 1.",
-         ("T", "std of Πρ, exact", "sampled", "how many count", "mean of ρ", "std of ρ"), *rows)
+         ("T", "std of Πρ, exact", "sampled", "counting, sampled", "mean of ρ", "std of ρ"), *rows)
     _, exact, sampled, counting, mean, std = (list(map(float, x)) for x in zip(*rows))
     assert std == pytest.approx([0.1] * 4, rel=0.1) and mean == pytest.approx([1.0] * 4, abs=0.02)
     assert sampled[:3] == pytest.approx(exact[:3], rel=0.3)  # at 1000 none of the rare large ones
