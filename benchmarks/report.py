@@ -185,22 +185,22 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("HalfCheetah-v4", "REINFORCE"): ["526 ± 182 T"],
     ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
     ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,443 ± 46 C"],
-    ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T"],
+    ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T", "1,803 ± 46 P"],
     ("Hopper-v4", "REINFORCE"): ["420 V", "390 ± 84 T"],
     ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
     ("Hopper-v4", "PPO"): ["2,761 ± 927 N", "2,609 ± 701 T", "2,513 (2,391 to 2,632) E",
                            "2,383 ± 272 C"],
-    ("Hopper-v4", "TRPO"): ["3,372 ± 215 P", "2,043 E"],
+    ("Hopper-v4", "TRPO"): ["3,372 ± 215 P", "2,046 ± 1,038 T", "2,043 E"],
     ("Walker2d-v4", "REINFORCE"): ["391 ± 45 T"], ("Walker2d-v4", "A2C"): ["1,219 ± 715 T"],
     ("Walker2d-v4", "PPO"): ["3,871 ± 966 N", "3,589 ± 757 T", "3,292 (3,157 to 3,426) E",
                              "2,288 ± 572 C"],
-    ("Walker2d-v4", "TRPO"): ["4,502 ± 234 P", "2,791 E"],
+    ("Walker2d-v4", "TRPO"): ["4,502 ± 234 P", "3,827 ± 783 T", "2,791 E"],
     ("Humanoid-v4", "PPO"): ["806 (785 to 827) E", "716 ± 49 C"],
     ("Humanoid-v4", "TRPO"): ["586 E"],
 }
 SOURCES = """
-T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve, sampled actions; its ±
-divides by n, not n − 1. P:
+T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve up to 1.01M steps,
+sampled actions; its ± divides by n, not n − 1. P:
 sb3-contrib, -v3, 3 seeds ± standard error, last evaluation. N: nnabla-rl, -v2, 3 seeds, best of the
 evaluations. E: Engstrom et al. 2020, -v2, 80 agents or more, 95 % interval; its TRPO is without
 PPO's optimisations. V: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100
@@ -213,6 +213,7 @@ LIBRARIES = {  # algorithm → its peers in run.py's suite: the script's name th
     "PPO": {"sb3_ppo": "SB3", "tianshou_ppo": "Tianshou", "cleanrl_ppo": "CleanRL"},
     "TRPO": {"sb3_trpo": "sb3-contrib"},
 }
+PEER_COLOURS = {"SB3": "black", "sb3-contrib": "black", "Tianshou": "#CC79A7", "CleanRL": "#0072B2"}
 
 
 def published(runs: dict[suites.Experiment, list[Run]]) -> str:
@@ -441,7 +442,7 @@ def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
          name: str) -> None:
-    """One panel per task, one bar per experiment: IQM and its 95 % interval, a dot per run."""
+    """One panel per task, one bar per experiment, the mean; a dot per run."""
     tasks = list(dict.fromkeys(job.env_id for job in titles if job in runs))
     order = list(dict.fromkeys(titles.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),
@@ -451,10 +452,8 @@ def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experimen
             if job.env_id != env_id:
                 continue
             finals, y = np.array([run.final for run in group]), order.index(titles[job])
-            middle, low, high = iqm(finals)
-            axis.barh(y, middle, color=COLOURS[job.script], alpha=0.6)
-            axis.plot([low, high], [y, y], color="black", linewidth=2)
-            axis.plot(finals, [y] * len(finals), "o", color="black", markersize=4, alpha=0.5)
+            axis.barh(y, finals.mean(), color=COLOURS[job.script], alpha=0.6)
+            axis.plot(finals, [y] * len(finals), "o", color="black", markersize=6, alpha=0.5)
         axis.set(title=env_id, xlabel="return, last 100 episodes")
         axis.locator_params(axis="x", nbins=5)
     axes[0][0].set_yticks(range(len(order)), order)
@@ -481,23 +480,25 @@ def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 
 def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
-    """What the falling learning rate does in the course of a run: a row per task."""
+    """What the falling learning rate does in the course of a run: a column per task."""
     panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction", "entropy": "entropy",
               "explained_variance": "explained variance", "return_100": "return, last 100 episodes"}
     tasks = ("Hopper-v4", "Walker2d-v4")
-    figure, axes = plt.subplots(2, len(panels), figsize=(5 * len(panels), 9), squeeze=False)
-    for row, env_id in zip(axes, tasks):
-        for axis, (column, title) in zip(row, panels.items()):
+    figure, axes = plt.subplots(len(panels), 2, figsize=(12, 3.4 * len(panels)), sharex=True)
+    for row, (column, title) in zip(axes, panels.items()):
+        for axis, env_id in zip(row, tasks):
             for anneal_lr, colour in ((True, COLOURS["ppo_continuous"]), (False, "#D55E00")):
                 job = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr)
                 if job in runs:
                     label = "falls to 0" if anneal_lr else "constant"
                     curve(axis, runs[job], column, f"{label} ({len(runs[job])} runs)", colour)
-            axis.set(title=title, xlabel="environment steps")
             axis.xaxis.set_major_formatter(thousands)
-        row[0].set_ylabel(env_id)
-        row[3].set_ylim(0.8, 1)
-    axes[0][0].legend(title="learning rate", fontsize=12)
+        row[0].set_ylabel(title)
+    for axis, env_id in zip(axes[0], tasks):
+        axis.set_title(env_id)
+    for axis in axes[-1]:
+        axis.set_xlabel("environment steps")
+    axes[0][0].legend(title="learning rate", fontsize=14)
     figure.tight_layout()
     save(figure, "annealing")
 
@@ -567,9 +568,8 @@ def peers(runs: dict[suites.Experiment, list[Run]]) -> None:
     figure, axes = plt.subplots(len(rows), 3, figsize=(18, 4.5 * len(rows)), squeeze=False)
     for (i, name), (j, env_id) in itertools.product(enumerate(rows), enumerate(suites.MUJOCO)):
         axis = axes[i][j]
-        looks = zip(LIBRARIES[name].items(), ("black", "#CC79A7", "#0072B2"))
-        lines = [(suites.Experiment(script, env_id), library, colour)
-                 for (script, library), colour in looks]
+        lines = [(suites.Experiment(script, env_id), library, PEER_COLOURS[library])
+                 for script, library in LIBRARIES[name].items()]
         default = suites.experiment(ours[name], env_id, total_timesteps=1_000_000)
         for job, label, colour in ((default, "ours", COLOURS[ours[name]]), *lines):
             if job in runs:

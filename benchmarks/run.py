@@ -242,6 +242,7 @@ def lectures() -> dict[str, Experiment]:
         "δ": experiment("trpo", **trpo),
         "rate of 0.1": experiment("ppo_discrete", "CartPole-v1", total_timesteps=16_384,
                                   learning_rate=0.1, max_grad_norm=0.0, anneal_lr=False),
+        "clipping": experiment("ppo_discrete", **short),
         "KL penalty": experiment("ppo_discrete", **short, variant="kl_penalty"),
         "dual clip": experiment("ppo_discrete", **short, variant="dual_clip"),
         "shared": experiment("ppo_discrete", **short, variant="shared_features"),
