@@ -2,6 +2,7 @@
 import csv
 import functools
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -703,7 +704,8 @@ def test_no_peer_is_above_ours(report, committed):
     sampled, evaluated = (np.sort(found) < 0.05 for found in values.values())
     holm = [np.argmin([*(np.sort(p) < 0.05 / np.arange(len(p), 0, -1)), False])
             for p in values.values()]
-    assert f"With Holm's correction {holm[0]} and {holm[1]} remain." in readme()
+    assert (f"With Holm's correction, within each statistic, {holm[0]} and {holm[1]} remain."
+            in readme())
     assert "nowhere above ours beyond the noise" in readme()
     assert (f"beyond the noise in {sum(sampled)} of {len(sampled)} comparisons, in the evaluation "
             f"in {sum(evaluated)} of {len(evaluated)} (") in readme()
@@ -719,6 +721,25 @@ def test_the_close_call_of_the_readme(report, committed):
         y = [one.columns["return_100"][one.columns["global_step"] <= end][-1] for one in ours]
         p[end] = stats.ttest_ind([one.final for one in theirs], y, equal_var=False).pvalue
     assert (f"has p = {p[1_000_000]:.3f}, and {p[960_000]:.3f} at step 960,000") in readme()
+
+
+def test_ppo_and_trpo_in_the_readme(report, committed):
+    """Told apart while actions are sampled on no task, in the evaluation on one, on another by
+    ranks."""
+    stats = pytest.importorskip("scipy.stats")
+    p = {}
+    for env_id, statistic in itertools.product(run.MUJOCO, ("final", "evaluated")):
+        ppo, trpo = ([getattr(one, statistic) for one in committed[run.experiment(
+            script, env_id, total_timesteps=1_000_000)]] for script in ("ppo_continuous", "trpo"))
+        assert env_id == "HalfCheetah-v4" or np.mean(trpo) > np.mean(ppo)
+        p[env_id, statistic] = (stats.ttest_ind(ppo, trpo, equal_var=False).pvalue,
+                                stats.mannwhitneyu(ppo, trpo, method="exact").pvalue)
+    below = {where for where, values in p.items() if min(values) < 0.05}
+    assert below == {("Hopper-v4", "evaluated"), ("Walker2d-v4", "evaluated")}
+    welch, ranks = p["Hopper-v4", "evaluated"]
+    assert f"above PPO on Walker2d-v4 (p = {p['Walker2d-v4', 'evaluated'][0]:.2f})." in readme()
+    assert (f"Welch's test (p = {welch:.2f}) that a test of ranks shows (Mann-Whitney, "
+            f"p = {ranks:.3f}).") in readme()
 
 
 def test_untuned_numbers_of_the_readme(report, committed):
