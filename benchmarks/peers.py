@@ -21,6 +21,7 @@ runs on one core.
 """
 import argparse
 import csv
+import hashlib
 import json
 import math
 import os
@@ -122,7 +123,7 @@ def sb3(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 # --------------------------------------------------------------------------------------------------
 # Tianshou
 # --------------------------------------------------------------------------------------------------
-TIANSHOU = {  # of its MuJoCo benchmark of 2021: how it is run, what the algorithm takes
+TIANSHOU = {  # of its MuJoCo benchmark of 2021: of the training, and of the algorithm
     "tianshou_ppo": (
         {"num_envs": 64, "lr": 3e-4, "repetitions": 10, "batch_size": 64, "bound_method": "clip"},
         {"gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5, "vf_coef": 0.25, "ent_coef": 0.0,
@@ -158,11 +159,11 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             log.row(self.steps)
             return stats
 
-    settings, more = TIANSHOU[args.peer]
+    training, hyperparameters = TIANSHOU[args.peer]
     envs, evaluation = (
         VectorEnvNormObs(DummyVectorEnv([lambda: gym.make(args.env_id)] * number),
-                         update_obs_rms=training)
-        for number, training in ((settings["num_envs"], True), (args.eval_episodes, False)))
+                         update_obs_rms=learns)
+        for number, learns in ((training["num_envs"], True), (args.eval_episodes, False)))
     envs.seed(args.seed)
     evaluation.seed(args.seed + 10_000)
     env = gym.make(args.env_id)
@@ -184,26 +185,27 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             layer.weight.data *= 0.01
     policy = ProbabilisticActorPolicy(
         actor=actor, dist_fn=lambda found: Independent(Normal(*found), 1), action_scaling=True,
-        action_bound_method=settings["bound_method"], action_space=env.action_space)
-    optimiser = AdamOptimizerFactory(lr=settings["lr"])
+        action_bound_method=training["bound_method"], action_space=env.action_space)
+    optimiser = AdamOptimizerFactory(lr=training["lr"])
     optimiser.with_lr_scheduler_factory(LRSchedulerFactoryLinear(
         max_epochs=1, epoch_num_steps=args.total_timesteps, collection_step_num_env_steps=COLLECT))
     if args.peer == "tianshou_ppo":
-        algorithm = PPO(policy=policy, critic=critic, optim=optimiser, **more)
+        algorithm = PPO(policy=policy, critic=critic, optim=optimiser, **hyperparameters)
     else:
-        algorithm = Reinforce(policy=policy, optim=optimiser, **more)
-    recorder = Recorder(algorithm, envs, VectorReplayBuffer(4_096, settings["num_envs"]),
+        algorithm = Reinforce(policy=policy, optim=optimiser, **hyperparameters)
+    recorder = Recorder(algorithm, envs, VectorReplayBuffer(4_096, training["num_envs"]),
                         exploration_noise=True)
     algorithm.run_training(OnPolicyTrainerParams(
         training_collector=recorder, test_collector=None, max_epochs=1,
-        epoch_num_steps=args.total_timesteps, batch_size=settings["batch_size"],
-        update_step_num_repetitions=settings["repetitions"], collection_step_num_env_steps=COLLECT,
+        epoch_num_steps=args.total_timesteps, batch_size=training["batch_size"],
+        update_step_num_repetitions=training["repetitions"], collection_step_num_env_steps=COLLECT,
         test_in_training=False, show_progress=False, verbose=False))
     policy.deterministic_eval = True
     evaluation.set_obs_rms(envs.get_obs_rms())
     found = Collector(algorithm, evaluation).collect(n_episode=args.eval_episodes,
                                                      reset_before_collect=True)
-    return (settings | more | versions("tianshou"), [float(value) for value in found.returns])
+    return (training | hyperparameters | versions("tianshou"),
+            [float(value) for value in found.returns])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -211,11 +213,14 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 # --------------------------------------------------------------------------------------------------
 def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     """Run $CLEANRL and read the returns that it prints. It has no deterministic evaluation."""
-    command = [*shlex.split(os.environ["CLEANRL"]), "--env-id", args.env_id, "--seed",
-               str(args.seed), "--total-timesteps", str(args.total_timesteps), "--no-cuda"]
-    command = [os.path.abspath(part) if Path(part).exists() else part for part in command]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
+    command = [os.path.abspath(part) if Path(part).exists() else part
+               for part in shlex.split(os.environ["CLEANRL"])]
+    command += ["--env-id", args.env_id, "--total-timesteps", str(args.total_timesteps),
+                "--no-cuda"]
+    script = hashlib.sha256(Path(command[1]).read_bytes()).hexdigest()
+    process = subprocess.Popen(
+        [*command, "--seed", str(args.seed)], cwd=folder, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
     last = 0
     for line in process.stdout:
         if found := re.search(r"global_step=(\d+), episodic_return=\[?(-?[\d.]+)", line):
@@ -225,7 +230,7 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             log.row(step)
     if process.wait() or not log.episodes:
         sys.exit(f"{shlex.join(command)}: exit code {process.returncode}, {log.episodes} episodes")
-    return {"flags": shlex.join(command[2:])}, []
+    return {"flags": shlex.join(command[2:]), "sha256 of the script": script}, []
 
 
 # --------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@
 
 Without run directories it writes tables/*.md and figures/*.png (and .pdf, for papers) beside this
 file. The statistic is the mean raw return of the last 100 training episodes: one number per run.
-IQM: mean of the middle half of the runs (from four runs on; of three it is the mean), with its 95 %
-stratified bootstrap interval (Agarwal et al. 2021, by rliable).
+IQM: mean of the middle half of the runs, with its 95 % stratified bootstrap interval (Agarwal et
+al. 2021, by rliable). It needs five runs: of three or four the interval would be their range.
 """
 import itertools
 import json
@@ -82,8 +82,9 @@ class Run:
 
 def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
     """All runs in these tables, by experiment, but for those of settings that are no longer the
-    experiment's."""
-    runs = defaultdict(list)
+    experiment's. Of other libraries all runs of an experiment must be alike in their settings and
+    in the versions of all packages."""
+    runs, made_by = defaultdict(list), defaultdict(set)
     for path in paths:
         table = suites.read(path)
         old = {run for run, rows in table.items()
@@ -100,10 +101,11 @@ def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
             if any(run.seed == seed for run in runs[job]):
                 raise own_runs.UserError(f"{job.name}, seed {seed}, is in two tables")
             runs[job].append(Run(job, seed, columns, list(evaluation), settings))
-    for job, (first, *others) in runs.items():  # a library's settings may change with its version
-        if job.script in suites.NOT_OURS and any(x.settings != first.settings for x in others):
-            raise own_runs.UserError(f"{job.name}: its runs differ in settings or versions of the "
-                                     "library; run all of its seeds anew")
+            made_by[job].add((rows[-1]["settings"], rows[-1]["versions"]))
+    for job, ways in made_by.items():
+        if job.script in suites.NOT_OURS and len(ways) > 1:
+            raise own_runs.UserError(f"{job.name}: its runs differ in settings or versions; run "
+                                     "all of its seeds anew, into another folder (--results)")
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
@@ -148,7 +150,7 @@ def table(runs: dict[suites.Experiment, list[Run]]) -> str:
     for job, group in runs.items():
         finals = np.array([run.final for run in group])
         middle, low, high = iqm(finals)
-        interval = f"{middle:,.0f} ({low:,.0f} to {high:,.0f})" if len(group) >= 3 else "–"
+        interval = f"{middle:,.0f} ({low:,.0f} to {high:,.0f})" if len(group) >= 5 else "–"
         minutes = np.median([run.columns["seconds"][-1] for run in group]) / 60
         lines.append(
             f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
@@ -442,7 +444,7 @@ def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
          name: str) -> None:
-    """One panel per task, one bar per experiment, the mean; a dot per run."""
+    """A panel per task. A bar is an experiment's mean, a dot a run."""
     tasks = list(dict.fromkeys(job.env_id for job in titles if job in runs))
     order = list(dict.fromkeys(titles.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),

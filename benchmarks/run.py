@@ -62,13 +62,13 @@ def experiment(script: str, env_id: str, variant: str = "", **settings) -> Exper
 
 @functools.cache
 def settings_of(job: Experiment) -> dict:
-    """All settings of a run of this experiment: the script's defaults, changed by the flags. Of a
-    peer the number of steps, and what peers.py sets; the rest is its library's."""
+    """All settings of a run of this experiment: the script's defaults, changed by the flags. For a
+    peer: the number of steps and what TIANSHOU in peers.py says."""
     if job.script in NOT_OURS:
         peers = importlib.import_module("peers")
         args = tyro.cli(peers.Args, args=[job.script, *job.flags.split()])
-        training, algorithm = peers.TIANSHOU.get(job.script, ({}, {}))
-        return {"total_timesteps": args.total_timesteps} | training | algorithm
+        training, hyperparameters = peers.TIANSHOU.get(job.script, ({}, {}))
+        return {"total_timesteps": args.total_timesteps} | training | hyperparameters
     args = tyro.cli(importlib.import_module(job.script).Args, args=job.flags.split())
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
 

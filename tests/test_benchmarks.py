@@ -269,9 +269,16 @@ def test_cleanrl_is_run_by_its_own_python(tmp_path):
     rows = list(csv.DictReader((folder / "progress.csv").open()))
     assert [(row["global_step"], row["return_100"]) for row in rows] == [("30", "12.5"),
                                                                          ("70", "5.0")]
-    assert "'--env-id', 'Hopper-v4', '--seed', '1'" in (folder / "seen").read_text()
+    assert "'--env-id', 'Hopper-v4', " in (folder / "seen").read_text()
+    assert "'--seed', '1']" in (folder / "seen").read_text()
     args = json.loads((folder / "args.json").read_text())
     assert "torch" not in args and args["settings"]["total_timesteps"] == 100
+    shutil.rmtree(folder)
+    script.write_text(script.read_text() + "\n")
+    _, folder = trained_peer("cleanrl_ppo", tmp_path, "Hopper-v4", 100,
+                             CLEANRL=f"{python} {script}")
+    other = json.loads((folder / "args.json").read_text())["settings"]
+    assert other["flags"] == args["settings"]["flags"] and other != args["settings"]
     script.write_text("print('nothing')")
     done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100,
                            CLEANRL=f"{python} {script}")
@@ -319,7 +326,8 @@ def test_evaluation_of_sb3(tmp_path, monkeypatch):
 
 
 def test_evaluation_of_tianshou(tmp_path, monkeypatch):
-    """The same, and what peers.py says it sets reaches the algorithm."""
+    """Deterministic actions and the statistics of the training, frozen; and what TIANSHOU says
+    reaches the library."""
     pytest.importorskip("tianshou")
     data, seen, training = importlib.import_module("tianshou.data"), [], []
     collect = data.Collector.collect
@@ -336,16 +344,26 @@ def test_evaluation_of_tianshou(tmp_path, monkeypatch):
                      self.env.obs_rms is training[0].obs_rms))
         return found
 
-    algorithms, given = importlib.import_module("tianshou.algorithm"), {}
-    ppo = algorithms.PPO
-    monkeypatch.setattr(algorithms, "PPO", lambda **named: given.update(named) or ppo(**named))
+    given = {}
+    for module, name in (("tianshou.algorithm", "PPO"),
+                         ("tianshou.algorithm.optim", "AdamOptimizerFactory"),
+                         ("tianshou.trainer", "OnPolicyTrainerParams"),
+                         ("tianshou.algorithm.modelfree.reinforce", "ProbabilisticActorPolicy")):
+        init = getattr(importlib.import_module(module), name).__init__
+        monkeypatch.setattr(f"{module}.{name}.__init__", functools.partialmethod(
+            lambda self, init, *values, **named: given.update(named) or init(
+                self, *values, **named), init))
     monkeypatch.setattr(data.Collector, "collect", spy)
     args = peers.Args("tianshou_ppo", "Hopper-v4", 4_096)
     settings, returns = peers.tianshou(args, tmp_path, peers.Log(tmp_path))
     assert seen == [(True, True, True, True)] and len(returns) == 10
-    training_settings, algorithm = peers.TIANSHOU["tianshou_ppo"]
-    assert algorithm.items() <= given.items() and algorithm["gamma"] == 0.99
-    assert (training_settings | algorithm).items() <= settings.items()
+    of_training, hyperparameters = peers.TIANSHOU["tianshou_ppo"]
+    assert hyperparameters.items() <= given.items() and hyperparameters["gamma"] == 0.99
+    assert {name: given[key] for name, key in (
+        ("lr", "lr"), ("repetitions", "update_step_num_repetitions"), ("batch_size", "batch_size"),
+        ("bound_method", "action_bound_method"))}.items() <= of_training.items()
+    assert len(training[0]) == of_training["num_envs"]
+    assert (of_training | hyperparameters).items() <= settings.items()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -441,13 +459,34 @@ def test_runs_of_other_settings_are_not_in_the_report(report, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("a.csv.gz: 1 runs have settings of another time")
     with pytest.raises(report.own_runs.UserError, match="seed 1, is in two tables"):
         report.load(*paths)
-    peer = run.Experiment("sb3_ppo", "Hopper-v4")
-    runs = {(peer, seed): [row | {"script": "sb3_ppo", "flags": "", "seed": str(seed),
-                                  "settings": json.dumps(run.settings_of(peer) | given)}]
-            for seed, given in ((1, {"rl_zoo3": "2.9.2"}), (2, {"rl_zoo3": "2.10.0"}))}
-    run.write(paths[0], runs)
-    with pytest.raises(report.own_runs.UserError, match="differ in settings or versions"):
-        report.load(paths[0])
+
+
+@pytest.mark.parametrize("second, alike", [
+    ({}, True), ({"settings": {"rl_zoo3": "2.10.0"}}, False), ({"versions": '{"mujoco": "3.0.0"}'},
+                                                               False)])
+def test_runs_of_a_peer_must_be_alike(report, tmp_path, second, alike):
+    peer, runs = run.Experiment("sb3_ppo", "Hopper-v4"), {}
+    for seed, changed in ((1, {}), (2, second)):
+        settings = run.settings_of(peer) | {"rl_zoo3": "2.9.2"} | changed.get("settings", {})
+        runs[peer, seed] = [peer._asdict() | {
+            "seed": str(seed), "return_100": "7", "evaluation": "[1.0]",
+            "versions": changed.get("versions", '{"mujoco": "4.0.0"}'),
+            "settings": json.dumps(settings)}]
+    run.write(tmp_path / "peers.csv.gz", runs)
+    if alike:
+        assert [len(group) for group in report.load(tmp_path / "peers.csv.gz").values()] == [2]
+    else:
+        with pytest.raises(report.own_runs.UserError, match="differ in settings or versions"):
+            report.load(tmp_path / "peers.csv.gz")
+
+
+def test_a_peers_run_with_other_settings_is_not_done():
+    for job in run.peers():
+        settings = run.settings_of(job)
+        assert run.is_done(job, [{"settings": json.dumps(settings | {"tianshou": "2.0"})}])
+        for name in settings:
+            assert not run.is_done(job, [{"settings": json.dumps(settings | {name: -1})}])
+        assert job.script.startswith("tianshou") == ("lr" in settings)
 
 
 def test_intervals_stay_within_the_runs(report):
@@ -566,6 +605,26 @@ def test_figures(report, tmp_path, monkeypatch):
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
+def test_a_bar_is_a_mean_and_a_dot_a_run(report, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, name: drawn.append(figure))
+    job, finals = run.experiment("a2c", "Hopper-v4"), [1.0, 2.0, 6.0]
+    group = [fake_run(report, job, seed, final) for seed, final in enumerate(finals)]
+    report.bars({job: group}, {job: "A2C"}, "actions")
+    (axis,) = drawn[0].axes
+    assert [bar.get_width() for bar in axis.patches] == [3.0]
+    assert [list(line.get_xdata()) for line in axis.lines] == [finals]
+    report.plt.close(drawn[0])
+
+
+def test_lines_of_a_panel_have_colours_of_their_own(report):
+    scripts = {report.NAMES[job.script]: job.script for job in run.compare()}
+    for name, libraries in report.LIBRARIES.items():
+        colours = [report.COLOURS[scripts[name]],
+                   *(report.PEER_COLOURS[library] for library in libraries.values())]
+        assert len(set(colours)) == len(colours)
+
+
 def test_committed_results(committed):
     """Today's defaults gave them; no run is in two tables."""
     found = [run.read(path) for path in run.tables(ROOT / "benchmarks/results")]
@@ -600,9 +659,9 @@ def test_tables_of_the_readme(report, committed, name, file):
     assert getattr(report, name)(committed).strip() in (ROOT / file).read_text()
 
 
-def readme() -> str:
+def readme(name="README.md") -> str:
     """In one line, as a sentence may go on in the next."""
-    return " ".join((ROOT / "README.md").read_text().split())
+    return " ".join((ROOT / name).read_text().split())
 
 
 RANGES = (  # of README: a sentence, and the experiments of run.lectures whose finals it gives
@@ -686,7 +745,8 @@ def test_metrics_of_the_readme(report, committed):
 
 def test_no_peer_is_above_ours(report, committed):
     """README: those that ran are nowhere above ours beyond the noise, and how often ours is, also
-    with Holm's correction: of n values of p the i-th smallest (from 0) is below 0.05 / (n − i)."""
+    with Holm's correction: of n values of p the i-th smallest (from 0) is below 0.05 / (n − i), and
+    so are all that are smaller."""
     stats = pytest.importorskip("scipy.stats")
     values = {"final": [], "evaluated": []}
     for job in run.compare():
@@ -712,15 +772,37 @@ def test_no_peer_is_above_ours(report, committed):
 
 
 def test_the_close_call_of_the_readme(report, committed):
-    """Tianshou's PPO on HalfCheetah-v4 at its end, and where its last 100 episodes end."""
+    """Ours at its end, and in the last row before step 960,000, where the last episodes of
+    Tianshou's PPO on HalfCheetah-v4 end."""
     stats = pytest.importorskip("scipy.stats")
     theirs = committed[run.Experiment("tianshou_ppo", "HalfCheetah-v4")]
     ours = committed[run.experiment("ppo_continuous", "HalfCheetah-v4")]
-    p = {}
+    means, p = {}, {}
     for end in (960_000, 1_000_000):
         y = [one.columns["return_100"][one.columns["global_step"] <= end][-1] for one in ours]
+        means[end] = np.mean(y)
         p[end] = stats.ttest_ind([one.final for one in theirs], y, equal_var=False).pvalue
-    assert (f"has p = {p[1_000_000]:.3f}, and {p[960_000]:.3f} at step 960,000") in readme()
+    assert f"has p = {p[1_000_000]:.3f}, and {p[960_000]:.2f} at step 960,000" in readme()
+    assert (f"before that step ours has {means[960_000]:,.0f}, and p is {p[960_000]:.3f}."
+            in readme("benchmarks/README.md"))
+
+
+@pytest.mark.parametrize("script, env_id, published, spread, sentence", [
+    ("a2c", "HalfCheetah-v4", 1936, 1160,
+     "A2C is above the published numbers on HalfCheetah-v4 (p = {:.3f})"),
+    ("tianshou_ppo", "HalfCheetah-v4", 5784, 1244, "below that (p = {:.3f})"),
+    ("tianshou_reinforce", "Walker2d-v4", 391, 45, "(304 and 391, p = {:.3f})"),
+    ("tianshou_reinforce", "HalfCheetah-v4", 526, 182, "(427 and 526, p = {:.2f})"),
+    ("tianshou_reinforce", "Hopper-v4", 390, 84, "(332 and 390, p = {:.2f})")])
+def test_against_published_numbers(committed, script, env_id, published, spread, sentence):
+    """Welch's test needs no more than means and deviations; Tianshou's, of ten runs, divide by
+    n."""
+    stats = pytest.importorskip("scipy.stats")
+    (job,) = [job for job in (*run.compare(), *run.peers()) if job[:2] == (script, env_id)]
+    finals = [one.final for one in committed[job]]
+    p = stats.ttest_ind_from_stats(np.mean(finals), np.std(finals, ddof=1), len(finals),
+                                   published, spread * (10 / 9) ** 0.5, 10, equal_var=False).pvalue
+    assert sentence.format(p) in readme("benchmarks/README.md")
 
 
 def test_ppo_and_trpo_in_the_readme(report, committed):
