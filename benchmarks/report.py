@@ -186,27 +186,33 @@ def trials(runs: dict[suites.Experiment, list[Run]]) -> str:
 PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("HalfCheetah-v4", "REINFORCE"): ["526 ± 182 T"],
     ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
-    ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,443 ± 46 C"],
-    ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T", "1,803 ± 46 P"],
+    ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,693 ± 38 N", "1,443 ± 46 C"],
+    ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T", "1,803 (s.e. 46) P"],
     ("Hopper-v4", "REINFORCE"): ["420 V", "390 ± 84 T"],
     ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
     ("Hopper-v4", "PPO"): ["2,761 ± 927 N", "2,609 ± 701 T", "2,513 (2,391 to 2,632) E",
                            "2,383 ± 272 C"],
-    ("Hopper-v4", "TRPO"): ["3,372 ± 215 P", "2,046 ± 1,038 T", "2,043 E"],
+    ("Hopper-v4", "TRPO"): ["3,372 (s.e. 215) P", "2,046 ± 1,038 T", "2,043 E"],
     ("Walker2d-v4", "REINFORCE"): ["391 ± 45 T"], ("Walker2d-v4", "A2C"): ["1,219 ± 715 T"],
     ("Walker2d-v4", "PPO"): ["3,871 ± 966 N", "3,589 ± 757 T", "3,292 (3,157 to 3,426) E",
                              "2,288 ± 572 C"],
-    ("Walker2d-v4", "TRPO"): ["4,502 ± 234 P", "3,827 ± 783 T", "2,791 E"],
+    ("Walker2d-v4", "TRPO"): ["4,502 (s.e. 234) P", "3,827 ± 783 T", "2,791 E"],
     ("Humanoid-v4", "PPO"): ["806 (785 to 827) E", "716 ± 49 C"],
     ("Humanoid-v4", "TRPO"): ["586 E"],
 }
 SOURCES = """
-T: Tianshou 2021, -v3, 10 seeds, best point of the mean evaluation curve up to 1.01M steps,
-sampled actions; its ± divides by n, not n − 1. P:
-sb3-contrib, -v3, 3 seeds ± standard error, last evaluation. N: nnabla-rl, -v2, 3 seeds, best of the
-evaluations. E: Engstrom et al. 2020, -v2, 80 agents or more, 95 % interval; its TRPO is without
-PPO's optimisations. V: Spinning Up's VPG, -v3, 10 seeds. C: CleanRL, -v4, 3 seeds, last 100
-training episodes, the only one with our version and our statistic.
+At 1M steps. T: [Tianshou](https://github.com/thu-ml/tianshou/tree/v0.4.11/examples/mujoco) 2021,
+-v3, 10 seeds, best point of the mean evaluation curve (up to 1.01M), sampled actions; its ± is the
+standard deviation with n, not n − 1, in the denominator. P:
+[sb3-contrib](https://sb3-contrib.readthedocs.io/en/master/modules/trpo.html), -v3, 3 seeds, last
+evaluation; s.e. is the standard error. N:
+[nnabla-rl](https://github.com/sony/nnabla-rl/tree/master/reproductions/algorithms/mujoco/ppo), -v2,
+3 seeds, best of the evaluations, ± as printed. E:
+[Engstrom et al. 2020](https://arxiv.org/abs/2005.12729), -v2, 80 agents or more, 95 % interval; its
+TRPO is without PPO's optimisations. V:
+[Spinning Up's VPG](https://spinningup.openai.com/en/latest/spinningup/bench.html), -v3, 10 seeds.
+C: [CleanRL](https://docs.cleanrl.dev/rl-algorithms/ppo/), -v4, 3 seeds, last 100 training episodes,
+the only one with our version and our statistic.
 """
 
 
@@ -231,7 +237,8 @@ def published(runs: dict[suites.Experiment, list[Run]]) -> str:
                                  for library, found in peers.items() if found)
             lines.append(f"| {job.env_id} | {NAMES[job.script]} | {finals_of(group)} | {measured} "
                          f"| {'; '.join(theirs)} |")
-    return "\n".join(lines) + "\n\n" + textwrap.fill(SOURCES.strip(), 125) + "\n"
+    return "\n".join(lines) + "\n\n" + textwrap.fill(
+        SOURCES.strip(), 120, break_on_hyphens=False) + "\n"
 
 
 def against_peers(runs: dict[suites.Experiment, list[Run]]) -> str:
@@ -444,7 +451,8 @@ def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
          name: str) -> None:
-    """A panel per task. A bar is an experiment's mean, a dot a run."""
+    """A panel per task. A bar is an experiment's mean, a dot a run; a dashed line goes on with the
+    mean of a script's defaults."""
     tasks = list(dict.fromkeys(job.env_id for job in titles if job in runs))
     order = list(dict.fromkeys(titles.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),
@@ -456,6 +464,8 @@ def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experimen
             finals, y = np.array([run.final for run in group]), order.index(titles[job])
             axis.barh(y, finals.mean(), color=COLOURS[job.script], alpha=0.6)
             axis.plot(finals, [y] * len(finals), "o", color="black", markersize=6, alpha=0.5)
+            if job == suites.experiment(job.script, env_id):
+                axis.axvline(finals.mean(), color=COLOURS[job.script], linestyle="--", zorder=0)
         axis.set(title=env_id, xlabel="return, last 100 episodes")
         axis.locator_params(axis="x", nbins=5)
     axes[0][0].set_yticks(range(len(order)), order)
@@ -484,7 +494,7 @@ def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
 def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
     """What the falling learning rate does in the course of a run: a column per task."""
     panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction", "entropy": "entropy",
-              "explained_variance": "explained variance", "return_100": "return, last 100 episodes"}
+              "explained_variance": "explained variance", "return_100": "return"}
     tasks = ("Hopper-v4", "Walker2d-v4")
     figure, axes = plt.subplots(len(panels), 2, figsize=(12, 3.4 * len(panels)), sharex=True)
     for row, (column, title) in zip(axes, panels.items()):
@@ -495,6 +505,8 @@ def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
                     label = "falls to 0" if anneal_lr else "constant"
                     curve(axis, runs[job], column, f"{label} ({len(runs[job])} runs)", colour)
             axis.xaxis.set_major_formatter(thousands)
+            if column == "explained_variance":
+                axis.set_ylim(0.7, 1)
         row[0].set_ylabel(title)
     for axis, env_id in zip(axes[0], tasks):
         axis.set_title(env_id)
@@ -587,7 +599,7 @@ def peers(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 
 def discount(runs: dict[suites.Experiment, list[Run]]) -> None:
-    """The return against γ, and how long episodes last: one point per run."""
+    """The return against γ, and how long episodes last: a dot per run, a dash at their mean."""
     panels = {"return, last 100 episodes": lambda run: run.final,
               "steps per episode, last tenth": lambda run: run.length}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
@@ -596,9 +608,9 @@ def discount(runs: dict[suites.Experiment, list[Run]]) -> None:
         points = [[statistic(run) for run in group] for group in sweep.values()]
         for x, column in enumerate(points):
             axis.plot([x] * len(column), column, "o", color="black", alpha=0.5)
-        axis.plot([np.mean(column) for column in points], color=COLOURS["ppo_continuous"])
+            axis.plot([x - 0.2, x + 0.2], [np.mean(column)] * 2, color=COLOURS["ppo_continuous"])
         axis.set_xticks(range(len(sweep)), [f"{gamma:g}" for gamma in sweep])
-        axis.set(title=title, xlabel="γ")
+        axis.set(title="PPO, Hopper-v4", xlabel="γ", ylabel=title)
     figure.tight_layout()
     save(figure, "discount")
 
@@ -653,23 +665,31 @@ def clip() -> None:
 
 
 def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
-    """PPO's steps per second against the number of environments, at 2,048 steps per rollout."""
-    looks = {"compile": "#D55E00", "eager": "#009E73", "async": "#56B4E9", "sbx": "#E69F00",
-             "sb3": "#555555"}
-    figure, axis = plt.subplots(figsize=(9, 5.5))
-    for name, colour in looks.items():
-        points = {races.RACES[race][2]: races.median(rows[name], "steps_per_second")
-                  for race, rows in measured.items() if race.startswith("ppo") and name in rows}
-        if points:
-            sizes = sorted(points)
-            axis.plot(sizes, [points[n] for n in sizes], "o-", color=colour,
-                      label=races.TITLES[name].replace("`", ""))
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [str(n) for n in sizes])
-    axis.set_ylim(0)
-    axis.yaxis.set_major_formatter(thousands)
-    axis.set(xlabel="environments", ylabel="steps per second", title="PPO, HalfCheetah-v4")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    """Steps per second, a panel per race. A bar is the median of the rounds, the line on it reaches
+    from the slowest to the fastest."""
+    colours = {"sb3": "#555555", "sbx": "#E69F00", "eager": "#009E73", "compile": "#D55E00",
+               "cuda": "#0072B2"}
+    found = [race for race in races.RACES if race in measured]
+    figure, axes = plt.subplots(-(-len(found) // 2), 2, figsize=(15, 3 * -(-len(found) // 2)),
+                                squeeze=False)
+    for axis, race in zip(axes.flat, found):
+        script, env_id, num_envs, num_steps, _ = races.RACES[race]
+        names = [name for name in colours if name in measured[race]]
+        for y, name in enumerate(names):
+            speeds = [row["steps_per_second"] for row in measured[race][name]]
+            middle = np.median(speeds)
+            axis.barh(y, middle, color=colours[name], alpha=0.7,
+                      xerr=[[middle - min(speeds)], [max(speeds) - middle]], capsize=4)
+        axis.set_yticks(range(len(names)),
+                        [races.title_of(race, name).replace("`", "") for name in names])
+        axis.invert_yaxis()
+        axis.grid(False, axis="y")
+        axis.xaxis.set_major_formatter(thousands)
+        axis.set(title=f"{NAMES[script]}, {env_id}, {num_envs} × {num_steps}",
+                 xlabel="steps per second")
+    for axis in axes.flat[len(found):]:
+        axis.axis("off")
+    figure.tight_layout()
     save(figure, "speed")
 
 

@@ -256,6 +256,12 @@ def ratios(rows: list[dict], baseline: list[dict]) -> str:
     return f"{statistics.median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
 
 
+def title_of(race: str, name: str) -> str:
+    if name == "sb3" and RACES[race][0] == "trpo":
+        return "sb3-contrib"
+    return TITLES.get(name, name)
+
+
 def table(races: dict[str, dict[str, list[dict]]]) -> str:
     """Medians over the rounds, and the ratios to a race's first contestant."""
     lines = ["| script, N × T | contestant | steps/s | ratio to the first (min–max) | "
@@ -269,7 +275,7 @@ def table(races: dict[str, dict[str, list[dict]]]) -> str:
             ratio = ratios(rows, races[race][first]) if name != first else ""
             parts = [f"{value:,.0f}" if (value := median(rows, part)) is not None else ""
                      for part in COLUMNS[4:]]
-            lines.append(f"| {title} | {TITLES.get(name, name)} | "
+            lines.append(f"| {title} | {title_of(race, name)} | "
                          f"{median(rows, 'steps_per_second'):,.0f} | {ratio} | "
                          f"{', '.join(filter(None, parts[:3]))} | {parts[3]} |")
             title = ""
