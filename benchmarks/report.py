@@ -363,6 +363,22 @@ def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def hyperparameters() -> str:
+    """The five scripts' defaults side by side, of the flags that act on the training."""
+    scripts = ("reinforce", "a2c", "ppo_discrete", "ppo_continuous", "trpo")
+    settings = {script: suites.settings_of(suites.Experiment(script, "")) for script in scripts}
+    words = {True: "yes", False: "no", None: "off"}
+    lines = ["| flag | " + " | ".join(f"`{script}.py`" for script in scripts) + " |",
+             "|---|" + "---:|" * len(scripts)]
+    for name in dict.fromkeys(itertools.chain(*settings.values())):
+        if name != "torch_deterministic" and not name.startswith("eval"):
+            found = [settings[script].get(name, "") for script in scripts]
+            cells = [words[x] if x is None or isinstance(x, bool) else
+                     f"{x:,}" if isinstance(x, int) else f"{x}" for x in found]
+            lines.append(f"| `--{name.replace('_', '-')}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 SOGANG = {  # task → the lecture's scores of PPO and of random actions
     "CartPole-v1": ("400+", "20"), "LunarLander-v3": ("200+", "−150"),
     "BipedalWalker-v3": ("300+", "−100"), "Pendulum-v1": ("−200", "−1500"),
@@ -739,6 +755,7 @@ def report(parts: tuple[str, ...], results: Path) -> None:
                 (HERE / f"tables/{name}.md").write_text(text(own), "utf-8")
         (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
         (HERE / "tables/sogang.md").write_text(sogang(everything), "utf-8")
+        (HERE / "tables/hyperparameters.md").write_text(hyperparameters(), "utf-8")
         (HERE / "tables/trials.md").write_text(trials(load(results / "trials.csv.gz")), "utf-8")
 
 

@@ -233,7 +233,7 @@ def lectures() -> dict[str, Experiment]:
         "to go": experiment("reinforce", **bare),
         "whole return": experiment("reinforce", **bare, reward_to_go=False),
         "minus V": experiment("reinforce", **bare | {"baseline": "value"}),
-        "minus a mean": experiment("reinforce", **short),
+        "REINFORCE": experiment("reinforce", **short),
         "GRPO": experiment("reinforce", **short, baseline="group"),
         **{f"λ = {x:g}": experiment("a2c", "CartPole-v1", total_timesteps=100_000, gae_lambda=x)
            for x in (0.0, 0.98, 1.0)},

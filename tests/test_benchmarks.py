@@ -660,6 +660,13 @@ def test_tables_of_the_readme(report, committed, name, file):
     assert getattr(report, name)(committed).strip() in (ROOT / file).read_text()
 
 
+def test_table_of_the_defaults(report):
+    table = report.hyperparameters()
+    assert "| `--target-kl` |  |  | off | off | 0.04 |" in table.splitlines()
+    assert "| `--total-timesteps` | 200,000 | 200,000 | 100,000 | 1,000,000 | 1,000,000 |" in table
+    assert table.strip() in (ROOT / "benchmarks/defaults.md").read_text()
+
+
 def readme(name="README.md") -> str:
     """In one line, as a sentence may go on in the next."""
     return " ".join((ROOT / name).read_text().split())
@@ -667,7 +674,7 @@ def readme(name="README.md") -> str:
 
 RANGES = (  # of README: a sentence, and the experiments of run.lectures whose finals it gives
     ("{} (to go); {} (whole return); {} (minus V).", "to go", "whole return", "minus V"),
-    ("{}, without a critic (default: {}).", "GRPO", "minus a mean"),
+    ("{}, without a critic (default: {}).", "GRPO", "REINFORCE"),
     ("{} (λ = 0), {} (0.98), {} (1):", "λ = 0", "λ = 0.98", "λ = 1"),
     ("{} with it, {} without.", "δ = 1", "δ = 1, no line search"),
     ("return {} at the end", "rate of 0.1"),
