@@ -123,7 +123,7 @@ def sb3(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 # --------------------------------------------------------------------------------------------------
 # Tianshou
 # --------------------------------------------------------------------------------------------------
-TIANSHOU = {  # of its MuJoCo benchmark of 2021: of the training, and of the algorithm
+TIANSHOU = {  # of its MuJoCo benchmark of 2021: the training's settings, the algorithm's
     "tianshou_ppo": (
         {"num_envs": 64, "lr": 3e-4, "repetitions": 10, "batch_size": 64, "bound_method": "clip"},
         {"gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5, "vf_coef": 0.25, "ent_coef": 0.0,
@@ -215,11 +215,18 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     """Run $CLEANRL and read the returns that it prints. It has no deterministic evaluation."""
     command = [os.path.abspath(part) if Path(part).exists() else part
                for part in shlex.split(os.environ["CLEANRL"])]
+    scripts = [part for part in command if part.endswith(".py") and Path(part).exists()]
+    if len(scripts) != 1:
+        print(f"CLEANRL={os.environ['CLEANRL']!r}: it has to name a Python and one script",
+              file=sys.stderr)
+        sys.exit(2)
+    digest = hashlib.sha256(Path(scripts[0]).read_bytes()).hexdigest()
     command += ["--env-id", args.env_id, "--total-timesteps", str(args.total_timesteps),
                 "--no-cuda"]
-    script = hashlib.sha256(Path(command[1]).read_bytes()).hexdigest()
+    flags = command[command.index(scripts[0]) + 1:]
+    command += ["--seed", str(args.seed)]
     process = subprocess.Popen(
-        [*command, "--seed", str(args.seed)], cwd=folder, stdout=subprocess.PIPE, text=True,
+        command, cwd=folder, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
     last = 0
     for line in process.stdout:
@@ -230,7 +237,7 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             log.row(step)
     if process.wait() or not log.episodes:
         sys.exit(f"{shlex.join(command)}: exit code {process.returncode}, {log.episodes} episodes")
-    return {"flags": shlex.join(command[2:]), "sha256 of the script": script}, []
+    return {"flags": shlex.join(flags), "sha256 of the script": digest}, []
 
 
 # --------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class Run:
 def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
     """All runs in these tables, by experiment, but for those of settings that are no longer the
     experiment's. Of other libraries all runs of an experiment must be alike in their settings and
-    in the versions of all packages."""
+    in the versions that the table has (of CleanRL it has only the script's hash)."""
     runs, made_by = defaultdict(list), defaultdict(set)
     for path in paths:
         table = suites.read(path)
@@ -683,18 +683,17 @@ def clip() -> None:
 def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
     """Steps per second, a panel per race. A bar is the median of the rounds, the line on it reaches
     from the slowest to the fastest."""
-    colours = {"sb3": "#555555", "sbx": "#E69F00", "eager": "#009E73", "compile": "#D55E00",
-               "cuda": "#0072B2"}
+    colours = {"sbx": "#E69F00", "eager": "#009E73", "compile": "#D55E00", "cuda": "#0072B2"}
     found = [race for race in races.RACES if race in measured]
     figure, axes = plt.subplots(-(-len(found) // 2), 2, figsize=(15, 3 * -(-len(found) // 2)),
                                 squeeze=False)
     for axis, race in zip(axes.flat, found):
         script, env_id, num_envs, num_steps, _ = races.RACES[race]
-        names = [name for name in colours if name in measured[race]]
+        names = [name for name in measured[race] if name != "floor"]  # of which nothing learns
         for y, name in enumerate(names):
             speeds = [row["steps_per_second"] for row in measured[race][name]]
             middle = np.median(speeds)
-            axis.barh(y, middle, color=colours[name], alpha=0.7,
+            axis.barh(y, middle, color=colours.get(name, "#555555"), alpha=0.7,
                       xerr=[[middle - min(speeds)], [max(speeds) - middle]], capsize=4)
         axis.set_yticks(range(len(names)),
                         [races.title_of(race, name).replace("`", "") for name in names])

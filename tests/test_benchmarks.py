@@ -325,7 +325,8 @@ def test_evaluation_of_sb3(tmp_path, monkeypatch):
     assert seen == [(True, True, False, False, True, True)] and len(returns) == 10
 
 
-def test_evaluation_of_tianshou(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", peers.TIANSHOU)
+def test_evaluation_of_tianshou(tmp_path, monkeypatch, name):
     """Deterministic actions and the statistics of the training, frozen; and what TIANSHOU says
     reaches the library."""
     pytest.importorskip("tianshou")
@@ -345,19 +346,19 @@ def test_evaluation_of_tianshou(tmp_path, monkeypatch):
         return found
 
     given = {}
-    for module, name in (("tianshou.algorithm", "PPO"),
+    for module, part in (("tianshou.algorithm", "PPO"), ("tianshou.algorithm", "Reinforce"),
                          ("tianshou.algorithm.optim", "AdamOptimizerFactory"),
                          ("tianshou.trainer", "OnPolicyTrainerParams"),
                          ("tianshou.algorithm.modelfree.reinforce", "ProbabilisticActorPolicy")):
-        init = getattr(importlib.import_module(module), name).__init__
-        monkeypatch.setattr(f"{module}.{name}.__init__", functools.partialmethod(
+        init = getattr(importlib.import_module(module), part).__init__
+        monkeypatch.setattr(f"{module}.{part}.__init__", functools.partialmethod(
             lambda self, init, *values, **named: given.update(named) or init(
                 self, *values, **named), init))
     monkeypatch.setattr(data.Collector, "collect", spy)
-    args = peers.Args("tianshou_ppo", "Hopper-v4", 4_096)
+    args = peers.Args(name, "Hopper-v4", 4_096)
     settings, returns = peers.tianshou(args, tmp_path, peers.Log(tmp_path))
     assert seen == [(True, True, True, True)] and len(returns) == 10
-    of_training, hyperparameters = peers.TIANSHOU["tianshou_ppo"]
+    of_training, hyperparameters = peers.TIANSHOU[name]
     assert hyperparameters.items() <= given.items() and hyperparameters["gamma"] == 0.99
     assert {name: given[key] for name, key in (
         ("lr", "lr"), ("repetitions", "update_step_num_repetitions"), ("batch_size", "batch_size"),
@@ -611,10 +612,13 @@ def test_a_bar_is_a_mean_and_a_dot_a_run(report, monkeypatch):
     monkeypatch.setattr(report, "save", lambda figure, name: drawn.append(figure))
     job, finals = run.experiment("a2c", "Hopper-v4"), [1.0, 2.0, 6.0]
     group = [fake_run(report, job, seed, final) for seed, final in enumerate(finals)]
-    report.bars({job: group}, {job: "A2C"}, "actions")
+    other = run.experiment("a2c", "Hopper-v4", gamma=0.9)
+    report.bars({job: group, other: [fake_run(report, other, 1, 8.0)]},
+                {job: "A2C", other: "A2C, another γ"}, "actions")
     (axis,) = drawn[0].axes
-    assert [bar.get_width() for bar in axis.patches] == [3.0]
-    assert [list(line.get_xdata()) for line in axis.lines] == [finals, [3.0, 3.0]]
+    assert [bar.get_width() for bar in axis.patches] == [3.0, 8.0]
+    assert [(list(line.get_xdata()), line.get_linestyle()) for line in axis.lines] == [
+        (finals, "None"), ([3.0, 3.0], "--"), ([8.0], "None")]
     report.plt.close(drawn[0])
 
 
@@ -757,7 +761,7 @@ def test_no_peer_is_above_ours(report, committed):
     with Holm's correction: of n values of p the i-th smallest (from 0) is below 0.05 / (n − i), and
     so are all that are smaller."""
     stats = pytest.importorskip("scipy.stats")
-    values = {"final": [], "evaluated": []}
+    values, names = {"final": [], "evaluated": []}, {"final": [], "evaluated": []}
     for job in run.compare():
         for peer in report.LIBRARIES[report.NAMES[job.script]]:
             for theirs in filter(None, [committed.get(run.Experiment(peer, job.env_id))]):
@@ -770,11 +774,16 @@ def test_no_peer_is_above_ours(report, committed):
                     assert len(x) >= 5
                     assert p >= 0.05 or np.mean(x) < np.mean(y), (peer, job.env_id, statistic)
                     found.append(p)
+                    names[statistic].append((peer, job.env_id))
     sampled, evaluated = (np.sort(found) < 0.05 for found in values.values())
     holm = [np.argmin([*(np.sort(p) < 0.05 / np.arange(len(p), 0, -1)), False])
             for p in values.values()]
-    assert (f"With Holm's correction, within each statistic, {holm[0]} and {holm[1]} remain:"
-            in readme())
+    for p, compared, number in zip(values.values(), names.values(), holm):
+        assert {compared[i] for i in np.argsort(p)[:number]} == {
+            ("tianshou_reinforce", "Hopper-v4"), ("tianshou_reinforce", "Walker2d-v4"),
+            ("sb3_ppo", "Hopper-v4")}
+    assert (f"With Holm's correction, within each statistic, {holm[0]} and {holm[1]} remain: "
+            "Tianshou's REINFORCE on Hopper-v4 and Walker2d-v4, and SB3's PPO." in readme())
     assert "nowhere above ours beyond the noise" in readme()
     assert (f"beyond the noise in {sum(sampled)} of {len(sampled)} comparisons, in the evaluation "
             f"in {sum(evaluated)} of {len(evaluated)} (") in readme()
@@ -796,19 +805,22 @@ def test_the_closest_peer(report, committed):
     assert (f"before that step ours has {means[960_000]:,.0f}, and p is {p[960_000]:.3f}." in text)
 
 
-@pytest.mark.parametrize("script, env_id, published, spread, sentence", [
-    ("a2c", "HalfCheetah-v4", 1936, 1160,
+@pytest.mark.parametrize("script, env_id, algorithm, above, sentence", [
+    ("a2c", "HalfCheetah-v4", "A2C", True,
      "A2C is above the published numbers on HalfCheetah-v4 (p = {:.3f})"),
-    ("tianshou_ppo", "HalfCheetah-v4", 5784, 1244, "below that (p = {:.3f})"),
-    ("tianshou_reinforce", "Walker2d-v4", 391, 45, "(304 and 391, p = {:.3f})"),
-    ("tianshou_reinforce", "HalfCheetah-v4", 526, 182, "(427 and 526, p = {:.2f})"),
-    ("tianshou_reinforce", "Hopper-v4", 390, 84, "(332 and 390, p = {:.2f})")])
-def test_against_published_numbers(committed, script, env_id, published, spread, sentence):
+    ("tianshou_ppo", "HalfCheetah-v4", "PPO", False, "below that (p = {:.3f})"),
+    ("tianshou_reinforce", "Walker2d-v4", "REINFORCE", False, "(304 and 391, p = {:.3f})"),
+    ("tianshou_reinforce", "HalfCheetah-v4", "REINFORCE", False, "(427 and 526, p = {:.2f})"),
+    ("tianshou_reinforce", "Hopper-v4", "REINFORCE", False, "(332 and 390, p = {:.2f})")])
+def test_against_published_numbers(report, committed, script, env_id, algorithm, above, sentence):
     """Welch's test needs no more than means and deviations; Tianshou's, of ten runs, divide by
     n."""
     stats = pytest.importorskip("scipy.stats")
     (job,) = [job for job in (*run.compare(), *run.peers()) if job[:2] == (script, env_id)]
+    (text,) = [text for text in report.PUBLISHED[env_id, algorithm] if text.endswith(" T")]
+    published, spread = (float(x) for x in text.removesuffix(" T").replace(",", "").split(" ± "))
     finals = [one.final for one in committed[job]]
+    assert (np.mean(finals) > published) == above
     p = stats.ttest_ind_from_stats(np.mean(finals), np.std(finals, ddof=1), len(finals),
                                    published, spread * (10 / 9) ** 0.5, 10, equal_var=False).pvalue
     assert sentence.format(p) in readme("benchmarks/README.md")
@@ -831,6 +843,21 @@ def test_ppo_and_trpo_in_the_readme(report, committed):
     assert f"above PPO on Walker2d-v4 (p = {p['Walker2d-v4', 'evaluated'][0]:.2f})." in readme()
     assert (f"Welch's test (p = {welch:.2f}) that a test of ranks shows (exact Mann-Whitney, "
             f"p = {ranks:.3f}).") in readme()
+
+
+def test_distributions_are_not_told_apart(committed):
+    """Nowhere from the Gaussian with a learned σ; of the other pairs one is."""
+    stats = pytest.importorskip("scipy.stats")
+    groups, p = {(job.variant, job.env_id): committed[job] for job in run.actions()}, {}
+    for (x, y), env_id, statistic in itertools.product(
+            itertools.combinations(("", "annealed_std", "squashed_gaussian", "beta"), 2),
+            run.MUJOCO, ("final", "evaluated")):
+        values = [[getattr(one, statistic) for one in groups[name, env_id]] for name in (x, y)]
+        p[x, y, env_id, statistic] = stats.ttest_ind(*values, equal_var=False).pvalue
+    assert min(value for (x, *_), value in p.items() if not x) > 0.1
+    below = [key for key, value in p.items() if value < 0.05]
+    assert below == [("annealed_std", "squashed_gaussian", "Hopper-v4", "final")]
+    assert f"squashed (p = {p[below[0]]:.2f})" in readme("benchmarks/README.md")
 
 
 def test_untuned_numbers_of_the_readme(report, committed):
@@ -857,7 +884,7 @@ def test_speeds_of_the_readme(report):
             f"{ratio(many, 'eager', 'sbx'):.2f} times.") in readme()
     trpo, ppo, *compiled = (speed.median(measured[race][name], "steps_per_second")
                             for name in ("eager", "compile") for race in ("trpo-1x2048", one))
-    assert (f"SB3's settings TRPO takes {trpo:,.0f} steps/s, PPO {ppo:,.0f}; with `--compile`"
+    assert (f"SB3's settings TRPO does {trpo:,.0f} steps/s, PPO {ppo:,.0f}; with `--compile`"
             " {:,.0f} and {:,.0f}.".format(*compiled)) in readme()
 
 
