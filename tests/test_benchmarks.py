@@ -719,6 +719,8 @@ def test_means_of_the_readme(report, committed):
         f"standardising (4), {mean('Hopper-v4', clip_vloss=True)} with value clipping (4); on "
         f"Walker2d-v4 {ppo}, {mean('Walker2d-v4', norm_adv=False)}, "
         f"{mean('Walker2d-v4', clip_vloss=True)}.",
+        f"normalising observations matters ({mean('Walker2d-v4', norm_obs=False)} without it, "
+        f"{ppo} with it)",
         f"Walker2d-v4 {ppo} (10 runs), squashed {squashed} (3 runs)",
         f"{minibatches[32]} with 32 transitions, {minibatches[2048]} with all 2,048"]
     for script, env_id, settings in (
@@ -843,6 +845,23 @@ def test_ppo_and_trpo_in_the_readme(report, committed):
     assert f"above PPO on Walker2d-v4 (p = {p['Walker2d-v4', 'evaluated'][0]:.2f})." in readme()
     assert (f"Welch's test (p = {welch:.2f}) that a test of ranks shows (exact Mann-Whitney, "
             f"p = {ranks:.3f}).") in readme()
+
+
+def test_stars_of_the_ablation(report, committed):
+    """By Holm's correction all stay that are there; alone, one of the seven has a star."""
+    stats = pytest.importorskip("scipy.stats")
+    p = {}
+    for job, title in report.ablation_titles().items():
+        default = run.experiment(job.script, job.env_id)
+        if job in committed and job != default:
+            x, y = ([one.final for one in committed[which]] for which in (job, default))
+            p[title, job.env_id] = stats.ttest_ind(x, y, equal_var=False).pvalue
+    starred = [where for where, value in p.items() if value < 0.05]
+    corrected = np.sort(list(p.values())) < 0.05 / np.arange(len(p), 0, -1)
+    assert len(p) == 30 and np.argmin(corrected) == len(starred) == 6
+    assert [where for where in starred if where[0] in run.ENGSTROM] == [
+        ("no observation normalisation", "Walker2d-v4")]
+    assert "with Holm's correction all six stay" in readme("benchmarks/README.md")
 
 
 def test_distributions_are_not_told_apart(committed):
