@@ -257,6 +257,7 @@ def ratios(rows: list[dict], baseline: list[dict]) -> str:
 
 
 def title_of(race: str, name: str) -> str:
+    """What tables and figures call a contestant; TRPO of SB3 is sb3-contrib's."""
     if name == "sb3" and RACES[race][0] == "trpo":
         return "sb3-contrib"
     return TITLES.get(name, name)
