@@ -286,13 +286,24 @@ def finals_of(group: list[Run]) -> str:
     return f"{spread(np.array([run.final for run in group]))} ({text}{len(group)})"
 
 
-AAI = (("PPO", "TRPO"), ("PPO-M", "TRPO, all of these off"))  # pairs that differ in the algorithm
-ACLI = (("PPO", "PPO-M"), ("TRPO", "TRPO, all of these off"))  # and in the optimisations
+PPO_M, TRPO_M = "PPO-M, the first seven off", "TRPO, the first seven off"
+AAI = (("PPO", "TRPO"), (PPO_M, TRPO_M))  # pairs that differ in the algorithm
+ACLI = (("PPO", PPO_M), ("TRPO", TRPO_M))  # and in the optimisations
 ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-, Walker2d-, Humanoid-v2
-    "PPO": "PPO 2,513, 3,292, 806", "PPO-M": "PPO-M 2,142, 2,735, 674",
+    "PPO": "PPO 2,513, 3,292, 806", PPO_M: "PPO-M 2,142, 2,735, 674",
     "no ratio clipping": "PPO without clipping 2,371, 2,867, 831",
-    "TRPO": "TRPO+ 2,466, 3,050, 1,030", "TRPO, all of these off": "TRPO 2,043, 2,791, 586",
+    "TRPO": "TRPO+ 2,466, 3,050, 1,030", TRPO_M: "TRPO 2,043, 2,791, 586",
 }
+
+
+def starred(runs: dict[suites.Experiment, list[Run]], job: suites.Experiment) -> bool:
+    """Whether Welch's t-test tells an experiment's runs from those of its script's defaults."""
+    from scipy import stats
+
+    groups = [[run.final for run in runs.get(which, [])]
+              for which in (job, suites.experiment(job.script, job.env_id))]
+    return min(map(len, groups)) > 1 and bool(
+        stats.ttest_ind(*groups, equal_var=False).pvalue < 0.05)
 
 
 def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
@@ -300,15 +311,11 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     where Welch's t-test tells the runs from those of the unchanged algorithm. Below it, as there,
     the larger difference of two pairs of means: AAI, average algorithmic improvement, and ACLI,
     average code-level improvement."""
-    from scipy import stats
-
     cells, means = defaultdict(dict), {}
     for job, title in ablation_titles().items():
         if job in runs:
             finals = np.array([run.final for run in runs[job]])
-            unchanged = runs.get(suites.experiment(job.script, job.env_id), [])
-            p = stats.ttest_ind(finals, [run.final for run in unchanged], equal_var=False).pvalue
-            mark = " *" if p < 0.05 else ""
+            mark = " *" if starred(runs, job) else ""
             cells[title][job.env_id] = f"{spread(finals)} ({len(finals)}){mark}"
             means[title, job.env_id] = finals.mean()
     tasks = [env_id for env_id in ("Hopper-v4", "Walker2d-v4", "Humanoid-v4")
@@ -468,7 +475,7 @@ def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
          name: str) -> None:
     """A panel per task. A bar is an experiment's mean, a dot a run; a dashed line goes on with the
-    mean of a script's defaults."""
+    mean of a script's defaults; a star is that of the table."""
     tasks = list(dict.fromkeys(job.env_id for job in titles if job in runs))
     order = list(dict.fromkeys(titles.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),
@@ -482,6 +489,9 @@ def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experimen
             axis.plot(finals, [y] * len(finals), "o", color="black", markersize=6, alpha=0.5)
             if job == suites.experiment(job.script, env_id):
                 axis.axvline(finals.mean(), color=COLOURS[job.script], linestyle="--", zorder=0)
+            elif starred(runs, job):
+                axis.annotate("*", (finals.max(), y), (8, -4), textcoords="offset points",
+                              va="center", fontsize=20)
         axis.set(title=env_id, xlabel="return, last 100 episodes")
         axis.locator_params(axis="x", nbins=5)
     axes[0][0].set_yticks(range(len(order)), order)
@@ -498,7 +508,7 @@ def ablation_titles() -> dict[suites.Experiment, str]:
         titles[suites.experiment("ppo_continuous", env_id, variant="time_limits_terminate")] = (
             "time limits taken for ends")
         titles[suites.experiment("trpo", env_id)] = "TRPO"
-        titles[suites.experiment("trpo", env_id, **suites.BARE)] = "TRPO, all of these off"
+        titles[suites.experiment("trpo", env_id, **suites.BARE)] = TRPO_M
     return titles
 
 
@@ -508,14 +518,14 @@ def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
 
 
 def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
-    """What the falling learning rate does in the course of a run: a column per task."""
+    """What the falling learning rate does in the course of a run: a row per task."""
     panels = {"approx_kl": "KL(π_old ‖ π)", "clipfrac": "clip fraction", "entropy": "entropy",
               "explained_variance": "explained variance", "return_100": "return"}
     tasks = ("Hopper-v4", "Walker2d-v4")
-    figure, axes = plt.subplots(len(panels), 2, figsize=(12, 3.4 * len(panels)), sharex=True)
-    for row, (column, title) in zip(axes, panels.items()):
-        for axis, env_id in zip(row, tasks):
-            for anneal_lr, colour in ((True, COLOURS["ppo_continuous"]), (False, "#D55E00")):
+    figure, axes = plt.subplots(2, len(panels), figsize=(4.6 * len(panels), 8.5), sharex=True)
+    for row, env_id in zip(axes, tasks):
+        for axis, (column, title) in zip(row, panels.items()):
+            for anneal_lr, colour in ((True, COLOURS["ppo_continuous"]), (False, "#000000")):
                 job = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr)
                 if job in runs:
                     label = "falls to 0" if anneal_lr else "constant"
@@ -523,12 +533,11 @@ def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
             axis.xaxis.set_major_formatter(thousands)
             if column == "explained_variance":
                 axis.set_ylim(0.7, 1)
-        row[0].set_ylabel(title)
-    for axis, env_id in zip(axes[0], tasks):
-        axis.set_title(env_id)
+            axis.set_title(title)
+        row[0].set_ylabel(env_id)
     for axis in axes[-1]:
         axis.set_xlabel("environment steps")
-    axes[0][0].legend(title="learning rate", fontsize=14)
+    axes[0][2].legend(title="learning rate", fontsize=14)
     figure.tight_layout()
     save(figure, "annealing")
 
@@ -637,7 +646,7 @@ def health(runs: dict[suites.Experiment, list[Run]]) -> None:
               "return_100": "return, last 100 episodes"}
     figure, axes = plt.subplots(1, 3, figsize=(18, 5))
     looks = zip(suites.health(), ("healthy", "too small", "collapsing"),
-                ("#009E73", "#56B4E9", "#D55E00"))
+                (COLOURS["ppo_continuous"], "#0072B2", "#000000"))
     for job, title, colour in looks:
         if job not in runs:
             continue
@@ -675,7 +684,7 @@ def clip() -> None:
         axis.set(title=("Â = +1: make it likelier" if advantage > 0 else "Â = −1: make it rarer")
                  + ", up to a point", xlabel="ratio ρ = π(a|s) / π_old(a|s)")
     axes[0].set_ylabel("objective (to be maximised)")
-    axes[0].legend()
+    axes[1].legend(loc="lower left", framealpha=1, frameon=True, edgecolor="none")
     figure.tight_layout()
     save(figure, "clip")
 
@@ -683,7 +692,7 @@ def clip() -> None:
 def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
     """Steps per second, a panel per race. A bar is the median of the rounds, the line on it reaches
     from the slowest to the fastest."""
-    colours = {"sbx": "#E69F00", "eager": "#009E73", "compile": "#D55E00", "cuda": "#0072B2"}
+    colours = {"sbx": "#CC79A7", "eager": "#7FB8D9", "compile": "#0072B2", "cuda": "#000000"}
     found = [race for race in races.RACES if race in measured]
     figure, axes = plt.subplots(-(-len(found) // 2), 2, figsize=(15, 3 * -(-len(found) // 2)),
                                 squeeze=False)

@@ -106,7 +106,7 @@ BARE = {name: value for changes in (*ENGSTROM.values(), {"max_grad_norm": 0.0})
 ABLATIONS = {
     "PPO": {}, **ENGSTROM, "γ = 0.99": {"gamma": 0.99},
     "value clipping": {"clip_vloss": True}, "gradient clipping": {"max_grad_norm": 0.5},  # on
-    "no advantage standardisation": {"norm_adv": False}, "PPO-M": BARE,
+    "no advantage standardisation": {"norm_adv": False}, "PPO-M, the first seven off": BARE,
     "no ratio clipping": {"clip_coef": 1e9},
 }
 
