@@ -214,10 +214,10 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     """Run $CLEANRL and read the returns that it prints. It has no deterministic evaluation."""
     command = [os.path.abspath(part) if Path(part).exists() else part
-               for part in shlex.split(os.environ["CLEANRL"])]
+               for part in shlex.split(os.environ.get("CLEANRL", ""))]
     scripts = [part for part in command if part.endswith(".py") and Path(part).exists()]
     if len(scripts) != 1:
-        print(f"CLEANRL={os.environ['CLEANRL']!r}: it has to name a Python and one script",
+        print(f"CLEANRL={os.environ.get('CLEANRL', '')!r}: it has to name a Python and one script",
               file=sys.stderr)
         sys.exit(2)
     digest = hashlib.sha256(Path(scripts[0]).read_bytes()).hexdigest()

@@ -83,7 +83,8 @@ class Run:
 def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
     """All runs in these tables, by experiment, but for those of settings that are no longer the
     experiment's. Of other libraries all runs of an experiment must be alike in their settings and
-    in the versions that the table has (of CleanRL it has only the script's hash)."""
+    in the versions that the table has (of CleanRL it has only the script's hash). Of ours it is
+    said if they are not."""
     runs, made_by = defaultdict(list), defaultdict(set)
     for path in paths:
         table = suites.read(path)
@@ -102,10 +103,11 @@ def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
                 raise own_runs.UserError(f"{job.name}, seed {seed}, is in two tables")
             runs[job].append(Run(job, seed, columns, list(evaluation), settings))
             made_by[job].add((rows[-1]["settings"], rows[-1]["versions"]))
-    for job, ways in made_by.items():
-        if job.script in suites.NOT_OURS and len(ways) > 1:
+    for job in [job for job, ways in made_by.items() if len(ways) > 1]:
+        if job.script in suites.NOT_OURS:
             raise own_runs.UserError(f"{job.name}: its runs differ in settings or versions; run "
                                      "all of its seeds anew, into another folder (--results)")
+        print(f"{job.name}: its runs are of more than one version of the script or of a library")
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
@@ -149,8 +151,7 @@ def table(runs: dict[suites.Experiment, list[Run]]) -> str:
              "worst | evaluation | steps to mark (runs) | minutes |", "|---|---|---|" + "---:|" * 7]
     for job, group in runs.items():
         finals = np.array([run.final for run in group])
-        middle, low, high = iqm(finals)
-        interval = f"{middle:,.0f} ({low:,.0f} to {high:,.0f})" if len(group) >= 5 else "–"
+        interval = "{:,.0f} ({:,.0f} to {:,.0f})".format(*iqm(finals)) if len(group) >= 5 else "–"
         minutes = np.median([run.columns["seconds"][-1] for run in group]) / 60
         lines.append(
             f"| {job.script}{f' + {job.variant}' * bool(job.variant)} | {job.env_id} | "
@@ -249,8 +250,8 @@ def against_peers(runs: dict[suites.Experiment, list[Run]]) -> str:
              "highest run | ours | p, last 100 episodes | p, evaluation |",
              "|---|---|" + "---:|" * 5]
     for job in suites.compare():
-        for name, library in LIBRARIES[NAMES[job.script]].items():
-            theirs, ours = (runs.get(x, []) for x in (suites.Experiment(name, job.env_id), job))
+        for peer, library in LIBRARIES[NAMES[job.script]].items():
+            theirs, ours = (runs.get(x, []) for x in (suites.Experiment(peer, job.env_id), job))
             if len(theirs) > 1 and len(ours) > 1:
                 p = [stats.ttest_ind([getattr(run, name) for run in theirs],
                                      [getattr(run, name) for run in ours], equal_var=False).pvalue
@@ -286,7 +287,7 @@ def finals_of(group: list[Run]) -> str:
     return f"{spread(np.array([run.final for run in group]))} ({text}{len(group)})"
 
 
-PPO_M, TRPO_M = "PPO-M, the first seven off", "TRPO, the first seven off"
+PPO_M, TRPO_M = suites.PPO_M, "TRPO, seven and gradient clipping off"
 AAI = (("PPO", "TRPO"), (PPO_M, TRPO_M))  # pairs that differ in the algorithm
 ACLI = (("PPO", PPO_M), ("TRPO", TRPO_M))  # and in the optimisations
 ENGSTROM_AGENTS = {  # title in our ablation: its name there, Hopper-, Walker2d-, Humanoid-v2
@@ -352,7 +353,7 @@ def thirds(runs: dict[suites.Experiment, list[Run]]) -> str:
         for column in columns.values():
             means = [[part.mean() for part in np.array_split(run.columns[column], 3)]
                      for run in group]
-            cells.append(", ".join(f"{x:.2g}" for x in np.mean(means, 0)) if group else "")
+            cells.append(", ".join(f"{x:#.2g}" for x in np.mean(means, 0)) if group else "")
         lines.append(f"| {env_id} | {rate} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -735,9 +736,6 @@ class Options:
 
 def report(parts: tuple[str, ...], results: Path) -> None:
     """Tables and figures from the tables of runs."""
-    everything = load(*suites.tables(results))
-    if not everything and set(parts) != {"clip"}:
-        raise own_runs.UserError(f"--results {results}: there are no tables of runs")
     (HERE / "tables").mkdir(exist_ok=True)
     if not parts or "clip" in parts:
         clip()
@@ -746,6 +744,11 @@ def report(parts: tuple[str, ...], results: Path) -> None:
         measured = races.read(timed)
         (HERE / "tables/speed.md").write_text(races.table(measured), "utf-8")
         speed(measured)
+    if parts and set(parts) <= {"clip", "speed"}:
+        return
+    everything = load(*suites.tables(results))
+    if not everything:
+        raise own_runs.UserError(f"--results {results}: there are no tables of runs")
     for name, figure in FIGURES.items():
         wanted = dict.fromkeys(suites.SUITES[name]())
         runs = {job: everything[job] for job in wanted if job in everything}

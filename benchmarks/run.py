@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import hashlib
 import importlib
 import io
 import json
@@ -103,10 +104,11 @@ ENGSTROM = {  # the code-level optimisations of Engstrom et al. 2020, each switc
 }
 BARE = {name: value for changes in (*ENGSTROM.values(), {"max_grad_norm": 0.0})
         for name, value in changes.items()}
+PPO_M = "PPO-M, the first seven off"
 ABLATIONS = {
     "PPO": {}, **ENGSTROM, "γ = 0.99": {"gamma": 0.99},
     "value clipping": {"clip_vloss": True}, "gradient clipping": {"max_grad_norm": 0.5},  # on
-    "no advantage standardisation": {"norm_adv": False}, "PPO-M, the first seven off": BARE,
+    "no advantage standardisation": {"norm_adv": False}, PPO_M: BARE,
     "no ratio clipping": {"clip_coef": 1e9},
 }
 
@@ -274,6 +276,13 @@ def experiments(suite: str) -> list[Experiment]:
 # --------------------------------------------------------------------------------------------------
 # One run
 # --------------------------------------------------------------------------------------------------
+def code_of(job: Experiment) -> str:
+    """Which code a run executes: the beginning of its hash ("" for other libraries)."""
+    files = [ROOT / f"{job.script}.py", ROOT / "benchmarks/variants.py"][:2 if job.variant else 1]
+    code = b"".join(path.read_bytes() for path in files if job.script not in NOT_OURS)
+    return hashlib.sha256(code).hexdigest()[:12] if code else ""
+
+
 def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
     """Train; the run directory, under runs/. RuntimeError if it did not get to its end."""
     folder = runs / f"{job.name}__seed{seed}"
@@ -285,14 +294,15 @@ def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
     command = [sys.executable, *script, "--env-id", job.env_id, "--seed", str(seed), "--run-dir",
                str(folder), *job.flags.split(), *extra]
-    before = set(folder.iterdir())
+    before, code = set(folder.iterdir()), code_of(job)
     with (folder / "log.txt").open("w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
+                                env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     complete = [path for path in set(folder.iterdir()) - before
                 if (path / "evaluation.json").exists()]
-    if code or not complete:
-        raise RuntimeError(f"{folder.name}: exit code {code}, see {folder / 'log.txt'}")
+    if status or not complete:
+        raise RuntimeError(f"{folder.name}: exit code {status}, see {folder / 'log.txt'}")
+    (complete[0] / "code").write_text(code)
     return complete[0]
 
 
@@ -321,8 +331,10 @@ def thin(run_dir: Path, job: Experiment) -> list[dict[str, str]]:
     in a run's last row."""
     args = json.loads((run_dir / "args.json").read_text())
     evaluation = json.loads((run_dir / "evaluation.json").read_text())["returns"]
-    versions = {k: args[k] for k in ("device", "python", "torch", "gymnasium", "mujoco")
-                if k in args}
+    versions = {k: args[k] for k in ("device", "python", "torch", "numpy", "gymnasium", "mujoco",
+                                     "compile") if k in args}
+    if (run_dir / "code").exists() and (code := (run_dir / "code").read_text()):
+        versions["code"] = code
     settings = args.get("settings") or {name: args[name] for name in settings_of(job)}
     rows = list(csv.DictReader((run_dir / "progress.csv").open()))
     rows = rows[::-1][::-(-len(rows) // POINTS)][::-1]

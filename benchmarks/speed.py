@@ -258,9 +258,8 @@ def ratios(rows: list[dict], baseline: list[dict]) -> str:
 
 def title_of(race: str, name: str) -> str:
     """What tables and figures call a contestant; TRPO of SB3 is sb3-contrib's."""
-    if name == "sb3" and RACES[race][0] == "trpo":
-        return "sb3-contrib"
-    return TITLES.get(name, name)
+    title = TITLES.get(name, name)
+    return title.replace("SB3", "sb3-contrib") if RACES[race][0] == "trpo" else title
 
 
 def table(races: dict[str, dict[str, list[dict]]]) -> str:

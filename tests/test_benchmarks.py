@@ -1,6 +1,7 @@
 """benchmarks/: the runner (interrupted, resumed, with a failure), report, speed."""
 import csv
 import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -75,6 +76,10 @@ def test_a_run_that_no_command_put_into_the_table(tmp_path):
     flags = ("--seeds", "1", "--only", "a2c")
     done = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True)
     assert "smoke: 1 runs, 1 of them done" in done.stdout and list(table(tmp_path)) == [(job, 1)]
+    args, ((*_, last),) = json.loads((found / "args.json").read_text()), table(tmp_path).values()
+    code = hashlib.sha256((ROOT / "a2c.py").read_bytes()).hexdigest()[:12]
+    assert json.loads(last["versions"]) == {"device": "cpu", "compile": False, "code": code} | {
+        name: args[name] for name in ("python", "torch", "numpy", "gymnasium")}
     assert run.finished(job, 1, runs) is None
     (tmp_path / "results/smoke.csv.gz").unlink()  # another --results: it is run anew
     again = subprocess.run(command(tmp_path, "--dry-run", *flags), capture_output=True, text=True)
@@ -262,9 +267,9 @@ def test_cleanrl_is_run_by_its_own_python(tmp_path):
     script.write_text("import sys\nprint(sys.argv[1:], file=open('seen', 'w'))\n"
                       "print('global_step=30, episodic_return=[12.5]')\n"
                       "print('global_step=70, episodic_return=-2.5')\n"
-                      f"assert sys.orig_argv[0] == {str(python)!r}")
+                      f"assert sys.orig_argv[:2] == [{str(python)!r}, '-u']")
     done, folder = trained_peer("cleanrl_ppo", tmp_path, "Hopper-v4", 100,
-                                CLEANRL=f"{python} {script}")
+                                CLEANRL=f"{python} -u {script} --gamma 0.9")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((folder / "progress.csv").open()))
     assert [(row["global_step"], row["return_100"]) for row in rows] == [("30", "12.5"),
@@ -273,16 +278,22 @@ def test_cleanrl_is_run_by_its_own_python(tmp_path):
     assert "'--seed', '1']" in (folder / "seen").read_text()
     args = json.loads((folder / "args.json").read_text())
     assert "torch" not in args and args["settings"]["total_timesteps"] == 100
+    assert args["settings"]["flags"] == (
+        "--gamma 0.9 --env-id Hopper-v4 --total-timesteps 100 --no-cuda")
     shutil.rmtree(folder)
     script.write_text(script.read_text() + "\n")
     _, folder = trained_peer("cleanrl_ppo", tmp_path, "Hopper-v4", 100,
-                             CLEANRL=f"{python} {script}")
+                             CLEANRL=f"{python} -u {script} --gamma 0.9")
     other = json.loads((folder / "args.json").read_text())["settings"]
     assert other["flags"] == args["settings"]["flags"] and other != args["settings"]
     script.write_text("print('nothing')")
     done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100,
                            CLEANRL=f"{python} {script}")
     assert done.returncode == 1 and "exit code 0, 0 episodes" in done.stderr
+    for nothing in ("", str(python), f"{python} {script} {script}"):
+        done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100, CLEANRL=nothing)
+        assert done.returncode == 2
+        assert done.stderr == f"CLEANRL={nothing!r}: it has to name a Python and one script\n"
 
 
 def test_random_actions(tmp_path):
@@ -462,6 +473,28 @@ def test_runs_of_other_settings_are_not_in_the_report(report, tmp_path, capsys):
         report.load(*paths)
 
 
+def test_runs_of_two_versions_are_said_to_be(report, tmp_path, capsys):
+    job, runs = run.experiment("a2c", "CartPole-v1", gamma=0.9), {}
+    for name, code in (("a", ("x", "y")), ("b", ("x", "x"))):
+        for seed in (1, 2):
+            runs[job, seed] = [job._asdict() | {
+                "seed": str(seed), "return_100": "7", "evaluation": "[1.0]",
+                "versions": json.dumps({"code": code[seed - 1]}),
+                "settings": json.dumps(run.settings_of(job))}]
+        run.write(tmp_path / f"{name}.csv.gz", runs)
+        assert [len(group) for group in report.load(tmp_path / f"{name}.csv.gz").values()] == [2]
+    assert capsys.readouterr().out == (
+        f"{job.name}: its runs are of more than one version of the script or of a library\n")
+
+
+def test_code_of_a_run():
+    """Another script, a variant and another library are other code."""
+    jobs = [run.Experiment(*job) for job in (("a2c", "X"), ("trpo", "X"), ("a2c", "X", "", "beta"),
+                                             ("sb3_a2c", "X"))]
+    assert len({run.code_of(job) for job in jobs}) == 4 and run.code_of(jobs[-1]) == ""
+    assert run.code_of(jobs[0]) == run.code_of(jobs[0]._replace(env_id="Y"))
+
+
 @pytest.mark.parametrize("second, alike", [
     ({}, True), ({"settings": {"rl_zoo3": "2.10.0"}}, False), ({"versions": '{"mujoco": "3.0.0"}'},
                                                                False)])
@@ -509,7 +542,7 @@ def test_ablation_table(report):
     assert len(lines) == len(run.ABLATIONS) + 3
     assert all("| 7 (1) | 7 (1) |" in line for line in lines)
     assert sum("|  |" not in line for line in lines) == len(report.ENGSTROM_AGENTS) == 5
-    assert "| TRPO, the first seven off | 7 (1) | 7 (1) | 7 (1) | TRPO 2,043, 2,791, 586 |" in lines
+    assert f"| {report.TRPO_M} | 7 (1) | 7 (1) | 7 (1) | TRPO 2,043, 2,791, 586 |" in lines
     assert "| ReLU | 7 (1) | 7 (1) | – |  |" in lines
     assert (aai, acli) == ("| AAI: the algorithm | 0 | 0 | 0 | 99, 242, 224 |",
                            "| ACLI: the optimisations | 0 | 0 | 0 | 421, 557, 444 |")
@@ -606,10 +639,18 @@ def test_figures(report, tmp_path, monkeypatch):
     assert drawn == {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
 
 
-def test_a_bar_is_a_mean_and_a_dot_a_run(report, monkeypatch):
+@pytest.fixture
+def drawn(report, monkeypatch):
+    """The figures that a test draws."""
+    figures = []
+    monkeypatch.setattr(report, "save", lambda figure, name: figures.append(figure))
+    monkeypatch.setattr(report, "RESAMPLES", 20)
+    yield figures
+    report.plt.close("all")
+
+
+def test_a_bar_is_a_mean_and_a_dot_a_run(report, drawn):
     """And a dashed line goes on with the mean of the defaults."""
-    drawn = []
-    monkeypatch.setattr(report, "save", lambda figure, name: drawn.append(figure))
     job, finals = run.experiment("a2c", "Hopper-v4"), [1.0, 2.0, 6.0]
     group = [fake_run(report, job, seed, final) for seed, final in enumerate(finals)]
     other = run.experiment("a2c", "Hopper-v4", gamma=0.9)
@@ -619,19 +660,106 @@ def test_a_bar_is_a_mean_and_a_dot_a_run(report, monkeypatch):
     assert [bar.get_width() for bar in axis.patches] == [3.0, 8.0]
     assert [(list(line.get_xdata()), line.get_linestyle()) for line in axis.lines] == [
         (finals, "None"), ([3.0, 3.0], "--"), ([8.0], "None")]
-    report.plt.close(drawn[0])
 
 
-def test_a_star_is_on_the_bar_that_it_is_about(report, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(report, "save", lambda figure, name: drawn.append(figure))
+def test_a_star_is_on_the_bar_that_it_is_about(report, drawn):
     jobs = [run.experiment("a2c", "Hopper-v4", **flags)
             for flags in ({}, {"gamma": 0.9}, {"ent_coef": 0.1})]
     runs = {job: [fake_run(report, job, seed, level + seed) for seed in (1, 2, 3)]
             for job, level in zip(jobs, (0.0, 1.0, 50.0))}
     report.bars(runs, dict(zip(jobs, "abc")), "actions")
     assert [(text.get_text(), text.xy) for text in drawn[0].axes[0].texts] == [("*", (53.0, 2))]
-    report.plt.close(drawn[0])
+
+
+def heights(axis):
+    """What each line of a panel says, and the only height that it has."""
+    return {line.get_label(): set(np.round(line.get_ydata(), 6)) for line in axis.lines}
+
+
+def test_a_curve_is_a_mean_of_the_runs_it_names(report, drawn):
+    """In every panel: the task, the peer, the learning rate that its title and legend say."""
+    levels = itertools.count(1.0, 10.0)
+    names = "ppo_continuous", "sb3_ppo", "tianshou_ppo"
+    jobs = [job for job in (*run.compare(), *run.peers(), *run.ablation(), *run.health())
+            if job.script in names and not job.variant]
+    level = {job: next(levels) for job in dict.fromkeys(jobs)}
+    runs = {job: [fake_run(report, job, seed, level[job] + seed) for seed in (1, 2, 6)]
+            for job in level}
+    for group in runs.values():
+        for one in group:
+            one.columns |= dict.fromkeys(("approx_kl", "clipfrac", "entropy",
+                                          "explained_variance"), one.columns["return_100"])
+            one.settings["learning_rate"] = report.suites.settings_of(one.experiment).get(
+                "learning_rate")
+    for draw in (report.peers, report.annealing, report.health):
+        draw(runs)
+    report.compare({job: runs[job] for job in run.compare() if job in runs})
+    peers_figure, annealing, health, compare = drawn
+    default = {env_id: level[run.experiment("ppo_continuous", env_id)] + 3 for env_id in run.MUJOCO}
+    for axis, env_id in zip(peers_figure.axes, run.MUJOCO):
+        assert axis.get_title() == f"PPO, {env_id}"
+        assert heights(axis) == {
+            "ours (3 runs)": {default[env_id]},
+            "SB3 (3 runs)": {level[run.Experiment("sb3_ppo", env_id)] + 3},
+            "Tianshou (3 runs)": {level[run.Experiment("tianshou_ppo", env_id)] + 3}}
+    for row, env_id in zip(np.reshape(annealing.axes, (2, 5)), ("Hopper-v4", "Walker2d-v4")):
+        constant = run.experiment("ppo_continuous", env_id, anneal_lr=False)
+        for axis in row:
+            assert heights(axis) == {"falls to 0 (3 runs)": {default[env_id]},
+                                     "constant (3 runs)": {level[constant] + 3}}
+    assert heights(compare.axes[0])["PPO"] == {default[compare.axes[0].get_title()]}
+    for axis in health.axes:
+        for job, text in zip(run.health(), ("healthy: 0.0003", "too small: 1e-05",
+                                            "collapsing: 0.01")):
+            assert heights(axis)[text] == {level[job] + 1}
+
+
+def test_points_of_the_other_figures(report, drawn):
+    """By hand: the median speed, the mean at a γ, and a cell's place in a heat map."""
+    rows = [{"round": i, "steps_per_second": x} for i, x in enumerate((100.0, 200.0, 600.0))]
+    report.speed({"ppo-1x2048": {"sb3": rows}})
+    assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [200.0]
+    gamma, job = next(iter(run.discount_sweep().items()))
+    group = [fake_run(report, job, seed, final) for seed, final in enumerate((1.0, 2.0, 6.0))]
+    for one in group:
+        one.columns["episodic_length"] = np.arange(10.0) + one.final
+    report.discount({job: group})
+    for axis, points in zip(drawn[1].axes, ([1.0, 2.0, 6.0], [10.0, 11.0, 15.0])):
+        dots, dash = axis.lines
+        assert list(dots.get_ydata()) == points and set(dash.get_ydata()) == {np.mean(points)}
+        assert [text.get_text() for text in axis.get_xticklabels()] == [f"{gamma:g}"]
+    (size, cells), *_ = run.sensitivity_grid().items()
+    report.sensitivity({job: [fake_run(report, job, 1, 1e6 * rate + clip)]
+                        for (rate, clip), job in cells.items()})
+    axis = drawn[2].axes[0]
+    assert axis.get_title() == f"{size:,} transitions per rollout"
+    rates, clips = ([float(text.get_text()) for text in labels]
+                    for labels in (axis.get_xticklabels(), axis.get_yticklabels()))
+    assert np.array_equal(axis.images[0].get_array(),
+                          [[1e6 * rate + clip for rate in rates] for clip in clips])
+
+
+def test_thirds_of_a_run(report):
+    """By hand; a run has ten rows, four in its first third."""
+    job = run.experiment("ppo_continuous", "Hopper-v4", anneal_lr=False)
+    group = [fake_run(report, job, seed, 7.0) for seed in (1, 2)]
+    for one, factor in zip(group, (1.0, 3.0)):
+        for name in ("clipfrac", "approx_kl", "entropy", "policy_loss", "explained_variance"):
+            one.columns[name] = factor * np.repeat([0.1, 0.2, 0.4], [4, 3, 3])
+    falling, constant, *_ = report.thirds({job: group}).splitlines()[2:]
+    assert falling == "| Hopper-v4 | falling | 0 |  |  |  |  |  |"
+    assert constant == "| Hopper-v4 | constant | 2 |" + " 0.20, 0.40, 0.80 |" * 5
+
+
+def test_tables_of_classic_tasks_and_of_trials(report):
+    job, *_ = (job for job in run.compare() if job.env_id == "LunarLander-v3")
+    trial = run.experiment("trpo", "Hopper-v4", variant="beta", gamma=0.9)
+    runs = {one: [fake_run(report, one, 1, 5.0), fake_run(report, one, 2, 7.0)]
+            for one in (job, trial)}
+    assert report.classic(runs).splitlines()[2:] == [
+        f"| {job.script} | LunarLander-v3 | 10,000 | 2 | 6 ± 1 | 5 | 7 ± 1 | `{job.flags}` |"]
+    assert report.trials(runs).splitlines()[3:] == [
+        "| trpo + beta | Hopper-v4 | `--gamma 0.9` | 2 | 6 ± 1 | 5 | 7 ± 1 |"]
 
 
 def test_lines_of_a_panel_have_colours_of_their_own(report):
