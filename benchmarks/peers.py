@@ -213,12 +213,12 @@ def tianshou(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 # --------------------------------------------------------------------------------------------------
 def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     """Run $CLEANRL and read the returns that it prints. It has no deterministic evaluation."""
+    named = os.environ.get("CLEANRL", "")
     command = [os.path.abspath(part) if Path(part).exists() else part
-               for part in shlex.split(os.environ.get("CLEANRL", ""))]
+               for part in shlex.split(named)]
     scripts = [part for part in command if part.endswith(".py") and Path(part).exists()]
     if len(scripts) != 1:
-        print(f"CLEANRL={os.environ.get('CLEANRL', '')!r}: it has to name a Python and one script",
-              file=sys.stderr)
+        print(f"CLEANRL={named!r}: it has to name a Python and one script", file=sys.stderr)
         sys.exit(2)
     digest = hashlib.sha256(Path(scripts[0]).read_bytes()).hexdigest()
     command += ["--env-id", args.env_id, "--total-timesteps", str(args.total_timesteps),

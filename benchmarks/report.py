@@ -107,7 +107,7 @@ def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
         if job.script in suites.NOT_OURS:
             raise own_runs.UserError(f"{job.name}: its runs differ in settings or versions; run "
                                      "all of its seeds anew, into another folder (--results)")
-        print(f"{job.name}: its runs are of more than one version of the script or of a library")
+        print(f"{job.name}: its runs differ in script, libraries, device or --compile")
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
@@ -678,14 +678,14 @@ def clip() -> None:
                    for r in ratio]
         axis.plot(ratio, ratio * advantage, "--", color="grey", label="ρÂ, not clipped")
         axis.plot(ratio, clipped, color=COLOURS["ppo_continuous"], label="PPO's objective")
-        axis.plot([1], [advantage], "o", color="#D55E00", markersize=11, label="π = π_old")
+        axis.plot([1], [advantage], "o", color="black", markersize=11, label="π = π_old")
         for edge in (1 - epsilon, 1 + epsilon):
             axis.axvline(edge, color="grey", linewidth=1)
         axis.set_xticks([0, 1 - epsilon, 1, 1 + epsilon, 2], ["0", "1−ε", "1", "1+ε", "2"])
         axis.set(title=("Â = +1: make it likelier" if advantage > 0 else "Â = −1: make it rarer")
                  + ", up to a point", xlabel="ratio ρ = π(a|s) / π_old(a|s)")
     axes[0].set_ylabel("objective (to be maximised)")
-    axes[1].legend(loc="lower left", framealpha=1, frameon=True, edgecolor="none")
+    axes[1].legend(loc="upper right", fontsize=13, handlelength=1.5)
     figure.tight_layout()
     save(figure, "clip")
 
@@ -736,19 +736,20 @@ class Options:
 
 def report(parts: tuple[str, ...], results: Path) -> None:
     """Tables and figures from the tables of runs."""
+    timed = results / "speed.csv"
+    if "speed" in parts and not timed.exists():
+        raise own_runs.UserError(f"--results {results}: there is no speed.csv")
+    of_runs = not parts or bool(set(parts) - {"clip", "speed"})
+    everything = load(*suites.tables(results)) if of_runs else {}
+    if of_runs and not everything:
+        raise own_runs.UserError(f"--results {results}: there are no tables of runs")
     (HERE / "tables").mkdir(exist_ok=True)
     if not parts or "clip" in parts:
         clip()
-    timed = results / "speed.csv"
     if timed.exists() and (not parts or "speed" in parts):
         measured = races.read(timed)
         (HERE / "tables/speed.md").write_text(races.table(measured), "utf-8")
         speed(measured)
-    if parts and set(parts) <= {"clip", "speed"}:
-        return
-    everything = load(*suites.tables(results))
-    if not everything:
-        raise own_runs.UserError(f"--results {results}: there are no tables of runs")
     for name, figure in FIGURES.items():
         wanted = dict.fromkeys(suites.SUITES[name]())
         runs = {job: everything[job] for job in wanted if job in everything}

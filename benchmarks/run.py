@@ -278,9 +278,10 @@ def experiments(suite: str) -> list[Experiment]:
 # --------------------------------------------------------------------------------------------------
 def code_of(job: Experiment) -> str:
     """Which code a run executes: the beginning of its hash ("" for other libraries)."""
-    files = [ROOT / f"{job.script}.py", ROOT / "benchmarks/variants.py"][:2 if job.variant else 1]
-    code = b"".join(path.read_bytes() for path in files if job.script not in NOT_OURS)
-    return hashlib.sha256(code).hexdigest()[:12] if code else ""
+    if job.script in NOT_OURS:
+        return ""
+    names = [f"{job.script}.py"] + ["benchmarks/variants.py"] * bool(job.variant)
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in names)).hexdigest()[:12]
 
 
 def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
@@ -294,15 +295,15 @@ def execute(job: Experiment, seed: int, runs: Path, extra: list[str]) -> Path:
         script = [str(ROOT / "benchmarks/variants.py"), job.script, job.variant]
     command = [sys.executable, *script, "--env-id", job.env_id, "--seed", str(seed), "--run-dir",
                str(folder), *job.flags.split(), *extra]
-    before, code = set(folder.iterdir()), code_of(job)
+    (folder / "code").write_text(code_of(job))
+    before = set(folder.iterdir())
     with (folder / "log.txt").open("w") as log:
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     complete = [path for path in set(folder.iterdir()) - before
                 if (path / "evaluation.json").exists()]
-    if status or not complete:
-        raise RuntimeError(f"{folder.name}: exit code {status}, see {folder / 'log.txt'}")
-    (complete[0] / "code").write_text(code)
+    if code or not complete:
+        raise RuntimeError(f"{folder.name}: exit code {code}, see {folder / 'log.txt'}")
     return complete[0]
 
 
@@ -333,8 +334,9 @@ def thin(run_dir: Path, job: Experiment) -> list[dict[str, str]]:
     evaluation = json.loads((run_dir / "evaluation.json").read_text())["returns"]
     versions = {k: args[k] for k in ("device", "python", "torch", "numpy", "gymnasium", "mujoco",
                                      "compile") if k in args}
-    if (run_dir / "code").exists() and (code := (run_dir / "code").read_text()):
-        versions["code"] = code
+    hashed = run_dir.parent / "code"
+    if hashed.exists() and hashed.read_text():
+        versions["code"] = hashed.read_text()
     settings = args.get("settings") or {name: args[name] for name in settings_of(job)}
     rows = list(csv.DictReader((run_dir / "progress.csv").open()))
     rows = rows[::-1][::-(-len(rows) // POINTS)][::-1]

@@ -484,7 +484,7 @@ def test_runs_of_two_versions_are_said_to_be(report, tmp_path, capsys):
         run.write(tmp_path / f"{name}.csv.gz", runs)
         assert [len(group) for group in report.load(tmp_path / f"{name}.csv.gz").values()] == [2]
     assert capsys.readouterr().out == (
-        f"{job.name}: its runs are of more than one version of the script or of a library\n")
+        f"{job.name}: its runs differ in script, libraries, device or --compile\n")
 
 
 def test_code_of_a_run():
@@ -685,10 +685,12 @@ def test_a_curve_is_a_mean_of_the_runs_it_names(report, drawn):
     level = {job: next(levels) for job in dict.fromkeys(jobs)}
     runs = {job: [fake_run(report, job, seed, level[job] + seed) for seed in (1, 2, 6)]
             for job in level}
+    offset = {"KL(π_old ‖ π)": ("approx_kl", 0.1), "clip fraction": ("clipfrac", 0.2),
+              "entropy": ("entropy", 0.3), "explained variance": ("explained_variance", 0.4),
+              "return": ("return_100", 0.0), "return, last 100 episodes": ("return_100", 0.0)}
     for group in runs.values():
         for one in group:
-            one.columns |= dict.fromkeys(("approx_kl", "clipfrac", "entropy",
-                                          "explained_variance"), one.columns["return_100"])
+            one.columns |= {name: np.full(10, one.final + x) for name, x in offset.values()}
             one.settings["learning_rate"] = report.suites.settings_of(one.experiment).get(
                 "learning_rate")
     for draw in (report.peers, report.annealing, report.health):
@@ -704,14 +706,18 @@ def test_a_curve_is_a_mean_of_the_runs_it_names(report, drawn):
             "Tianshou (3 runs)": {level[run.Experiment("tianshou_ppo", env_id)] + 3}}
     for row, env_id in zip(np.reshape(annealing.axes, (2, 5)), ("Hopper-v4", "Walker2d-v4")):
         constant = run.experiment("ppo_continuous", env_id, anneal_lr=False)
-        for axis in row:
-            assert heights(axis) == {"falls to 0 (3 runs)": {default[env_id]},
-                                     "constant (3 runs)": {level[constant] + 3}}
+        for axis, column in zip(row, ("approx_kl", "clipfrac", "entropy", "explained_variance",
+                                      "return_100"), strict=True):
+            name, x = offset[axis.get_title()]
+            assert name == column
+            assert heights(axis) == {"falls to 0 (3 runs)": {default[env_id] + x},
+                                     "constant (3 runs)": {level[constant] + 3 + x}}
     assert heights(compare.axes[0])["PPO"] == {default[compare.axes[0].get_title()]}
     for axis in health.axes:
+        _, x = offset[axis.get_title()]
         for job, text in zip(run.health(), ("healthy: 0.0003", "too small: 1e-05",
                                             "collapsing: 0.01")):
-            assert heights(axis)[text] == {level[job] + 1}
+            assert heights(axis)[text] == {level[job] + 1 + x}
 
 
 def test_points_of_the_other_figures(report, drawn):
@@ -744,11 +750,14 @@ def test_thirds_of_a_run(report):
     job = run.experiment("ppo_continuous", "Hopper-v4", anneal_lr=False)
     group = [fake_run(report, job, seed, 7.0) for seed in (1, 2)]
     for one, factor in zip(group, (1.0, 3.0)):
-        for name in ("clipfrac", "approx_kl", "entropy", "policy_loss", "explained_variance"):
-            one.columns[name] = factor * np.repeat([0.1, 0.2, 0.4], [4, 3, 3])
+        for place, name in enumerate(("clipfrac", "approx_kl", "entropy", "policy_loss",
+                                      "explained_variance"), 1):
+            one.columns[name] = place * factor * np.repeat([0.1, 0.2, 0.4], [4, 3, 3])
     falling, constant, *_ = report.thirds({job: group}).splitlines()[2:]
     assert falling == "| Hopper-v4 | falling | 0 |  |  |  |  |  |"
-    assert constant == "| Hopper-v4 | constant | 2 |" + " 0.20, 0.40, 0.80 |" * 5
+    assert constant == (
+        "| Hopper-v4 | constant | 2 | 0.20, 0.40, 0.80 | 0.40, 0.80, 1.6 | 0.60, 1.2, 2.4 "
+        "| 0.80, 1.6, 3.2 | 1.0, 2.0, 4.0 |")
 
 
 def test_tables_of_classic_tasks_and_of_trials(report):
@@ -801,7 +810,10 @@ def test_a_checkout_one_can_look_through():
     ("sogang", "benchmarks/README.md")])
 def test_tables_of_the_readme(report, committed, name, file):
     """The tables of the two READMEs are those that report.py makes from the committed runs."""
-    assert getattr(report, name)(committed).strip() in (ROOT / file).read_text()
+    table = getattr(report, name)(committed)
+    assert table.strip() in (ROOT / file).read_text()
+    if name != "untuned":
+        assert (ROOT / f"benchmarks/tables/{name}.md").read_text() == table
 
 
 def test_table_of_the_defaults(report):
@@ -899,6 +911,8 @@ def test_metrics_of_the_readme(report, committed):
         kl, clipfrac, variance = (np.median(np.array_split(one.columns[name], 2)[1])
                                   for name in ("approx_kl", "clipfrac", "explained_variance"))
         assert one.final < 50 and kl < 0.05 and 0.1 <= clipfrac <= 0.3 and variance > 0.99
+        assert one.columns["approx_kl"].max() > 100 and one.columns["clipfrac"].max() > 0.99
+        assert one.columns["entropy"][-1] > one.columns["entropy"][0]
     assert sorted({f"{one.columns['beta'][-1]:.1g}" for one in runs["KL penalty"]}) == [
         "0.02", "0.03", "0.06"]
 

@@ -438,11 +438,21 @@ def test_suites_without_rliable(tmp_path, monkeypatch, capsys):
     """One line says how to get it, and no table is half written."""
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setitem(sys.modules, "rliable", None)
-    shutil.copy(ROOT / "benchmarks/results/discount.csv.gz", tmp_path)
-    code, _, err = command(monkeypatch, capsys, "discount", "--results", tmp_path)
+    shutil.copy(ROOT / "benchmarks/results/actions.csv.gz", tmp_path)
+    code, _, err = command(monkeypatch, capsys, "actions", "--results", tmp_path)
     assert (code, err) == (2, ["report.py: this needs rliable: pip install -r "
                                "benchmarks/requirements.txt"])
     assert list((tmp_path / "tables").iterdir()) == []
+
+
+@pytest.mark.parametrize("parts, missing", [((), "no tables of runs"), (("clip", "health"),
+                                                                        "no tables of runs"),
+                                            (("speed",), "no speed.csv")])
+def test_results_that_are_not_there(tmp_path, monkeypatch, capsys, parts, missing):
+    """Nothing is drawn, not even what needs no runs."""
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    code, _, (err,) = command(monkeypatch, capsys, *parts, "--results", tmp_path / "none")
+    assert code == 2 and missing in err and list(tmp_path.iterdir()) == []
 
 
 def test_a_real_run(tmp_path, monkeypatch, capsys):
