@@ -290,10 +290,16 @@ def test_cleanrl_is_run_by_its_own_python(tmp_path):
     done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100,
                            CLEANRL=f"{python} {script}")
     assert done.returncode == 1 and "exit code 0, 0 episodes" in done.stderr
-    for nothing in ("", str(python), f"{python} {script} {script}"):
-        done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100, CLEANRL=nothing)
-        assert done.returncode == 2
-        assert done.stderr == f"CLEANRL={nothing!r}: it has to name a Python and one script\n"
+
+
+@pytest.mark.parametrize("named", ["", "python", f"python {__file__} {__file__}"])
+def test_cleanrl_without_a_script(tmp_path, monkeypatch, capsys, named):
+    monkeypatch.setenv("CLEANRL", named)
+    with pytest.raises(SystemExit) as end:
+        peers.cleanrl(peers.Args("cleanrl_ppo"), tmp_path, peers.Log(tmp_path))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"CLEANRL={named!r}: it has to name a Python and one script\n")
 
 
 def test_random_actions(tmp_path):
@@ -620,6 +626,7 @@ def test_figures(report, tmp_path, monkeypatch):
     """Every suite's figure is drawn from runs of it."""
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESAMPLES", 20)
+    monkeypatch.setitem(report.plt.rcParams, "savefig.dpi", 20)
     for name, figure in report.FIGURES.items():
         jobs = run.experiments(name) + run.compare() * (name == "peers")
         runs = {job: [fake_run(report, job, seed, 100.0 * seed) for seed in (1, 2, 3)]
