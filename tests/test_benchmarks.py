@@ -626,7 +626,6 @@ def test_figures(report, tmp_path, monkeypatch):
     """Every suite's figure is drawn from runs of it."""
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESAMPLES", 20)
-    monkeypatch.setitem(report.plt.rcParams, "savefig.dpi", 20)
     for name, figure in report.FIGURES.items():
         jobs = run.experiments(name) + run.compare() * (name == "peers")
         runs = {job: [fake_run(report, job, seed, 100.0 * seed) for seed in (1, 2, 3)]
