@@ -83,8 +83,8 @@ class Run:
 def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
     """All runs in these tables, by experiment, but for those of settings that are no longer the
     experiment's. Of other libraries all runs of an experiment must be alike in their settings and
-    in the versions that the table has (of CleanRL it has only the script's hash). Of ours it is
-    said if they are not."""
+    in the versions that the table has (of CleanRL it has only the script's hash). If runs of
+    ours differ, a line is printed that says so."""
     runs, made_by = defaultdict(list), defaultdict(set)
     for path in paths:
         table = suites.read(path)
@@ -476,7 +476,7 @@ def compare(runs: dict[suites.Experiment, list[Run]]) -> None:
 def bars(runs: dict[suites.Experiment, list[Run]], titles: dict[suites.Experiment, str],
          name: str) -> None:
     """A panel per task. A bar is an experiment's mean, a dot a run; a dashed line goes on with the
-    mean of a script's defaults; a star is that of the table."""
+    mean of a script's defaults; a star is where Welch's t-test tells the runs from those."""
     tasks = list(dict.fromkeys(job.env_id for job in titles if job in runs))
     order = list(dict.fromkeys(titles.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 + 5 * len(tasks), 2 + 0.5 * len(order)),

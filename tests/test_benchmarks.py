@@ -496,8 +496,8 @@ def test_runs_of_two_versions_are_said_to_be(report, tmp_path, capsys):
 def test_code_of_a_run():
     """Another script, a variant and another library are other code."""
     jobs = [run.Experiment(*job) for job in (("a2c", "X"), ("trpo", "X"), ("a2c", "X", "", "beta"),
-                                             ("sb3_a2c", "X"))]
-    assert len({run.code_of(job) for job in jobs}) == 4 and run.code_of(jobs[-1]) == ""
+                                             ("trpo", "X", "", "beta"), ("sb3_a2c", "X"))]
+    assert len({run.code_of(job) for job in jobs}) == 5 and run.code_of(jobs[-1]) == ""
     assert run.code_of(jobs[0]) == run.code_of(jobs[0]._replace(env_id="Y"))
 
 
@@ -841,8 +841,8 @@ RANGES = (  # of README: a sentence, and the experiments of run.lectures whose f
     ("{} with it, {} without.", "δ = 1", "δ = 1, no line search"),
     ("return {} at the end", "rate of 0.1"),
     ("{} with the penalty, {} without.", "KL penalty", "clipping"),
-    ("{} by default (0.5), {} with 50, {} with separate networks.", "shared", "shared, 50",
-     "clipping"),
+    ("{} shared with a c_v of 0.5, {} shared with 50, {} with separate networks", "shared",
+     "shared, 50", "clipping"),
     ("ends at a return of {}, by default at {} (seeds", "flat", "not flat"),
     ("ends at {}, with the default `--clip-coef` at {}.", "unstable", "stable"))
 
@@ -865,15 +865,15 @@ def test_means_of_the_readme(report, committed):
         return f"{np.mean([one.final for one in group]):,.0f}"
 
     squashed = mean("Walker2d-v4", variant="squashed_gaussian")
-    limits, falls = (mean(env_id, variant="time_limits_terminate")
-                     for env_id in ("Walker2d-v4", "Hopper-v4"))
+    limits, hopper_limits = (mean(env_id, variant="time_limits_terminate")
+                             for env_id in ("Walker2d-v4", "Hopper-v4"))
     ppo, hopper = mean("Walker2d-v4"), mean("Hopper-v4")
     minibatches = {size: f"{np.mean([one.final for one in committed[job]]):,.0f}"
                    for size, job in run.minibatch_sweep().items()}
     assert len(committed[default]) == 10
     sentences = [
-        f"PPO has {limits} and by default {ppo} on Walker2d-v4 (p = 0.08), {falls} and {hopper} on "
-        "Hopper-v4 (p = 0.09).",
+        f"PPO has {limits} and by default {ppo} on Walker2d-v4 (p = 0.08), {hopper_limits} and "
+        f"{hopper} on Hopper-v4 (p = 0.09).",
         f"on Hopper-v4 PPO has {hopper} (10 runs), {mean('Hopper-v4', norm_adv=False)} without "
         f"standardising (4), {mean('Hopper-v4', clip_vloss=True)} with value clipping (4); on "
         f"Walker2d-v4 {ppo}, {mean('Walker2d-v4', norm_adv=False)}, "
@@ -919,7 +919,9 @@ def test_metrics_of_the_readme(report, committed):
         kl, clipfrac, variance = (np.median(np.array_split(one.columns[name], 2)[1])
                                   for name in ("approx_kl", "clipfrac", "explained_variance"))
         assert one.final < 50 and kl < 0.05 and 0.1 <= clipfrac <= 0.3 and variance > 0.99
-        assert one.columns["approx_kl"].max() > 100 and one.columns["clipfrac"].max() > 0.99
+        early = one.columns["global_step"] < 25_000
+        assert one.columns["approx_kl"][early].max() > 100
+        assert one.columns["clipfrac"][early].max() > 0.99
         assert one.columns["entropy"][-1] > one.columns["entropy"][0]
     assert sorted({f"{one.columns['beta'][-1]:.1g}" for one in runs["KL penalty"]}) == [
         "0.02", "0.03", "0.06"]
@@ -1034,6 +1036,24 @@ def test_stars_of_the_ablation(report, committed):
                                               ("no ratio clipping", "Walker2d-v4")]
     assert [where for where in starred if where[0] in run.ENGSTROM] == [
         ("no observation normalisation", "Walker2d-v4")]
+    ends, text = {"variant": "time_limits_terminate"}, readme("benchmarks/README.md")
+
+    def of(env_id, statistic="final", **changes):
+        group = committed[run.experiment("ppo_continuous", env_id, **changes)]
+        return [getattr(one, statistic) for one in group]
+
+    tasks = ("Walker2d-v4", "Hopper-v4")
+    ranks = [stats.mannwhitneyu(of(env_id, **ends), of(env_id), method="exact").pvalue
+             for env_id in tasks]
+    assert "by ranks {:.2f} and {:.2f};".format(*ranks) in text
+    cells = []
+    for env_id in tasks:
+        theirs, ours = of(env_id, "evaluated", **ends), of(env_id, "evaluated")
+        p_value = stats.ttest_ind(theirs, ours, equal_var=False).pvalue
+        cells.append(f"{np.mean(theirs):,.0f} and {np.mean(ours):,.0f}, p = {p_value:.2f}")
+    assert f"({'; '.join(cells)})" in text
+    loss = np.mean(of("Walker2d-v4")) - np.mean(of("Walker2d-v4", clip_coef=1e9))
+    assert f"costs them 425, and us {loss:,.0f}." in text
     assert ("with Holm's correction three of the five stay, all but PPO-M and ratio clipping"
             in readme("benchmarks/README.md"))
 
