@@ -221,6 +221,7 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
         print(f"CLEANRL={named!r}: it has to name a Python and one script", file=sys.stderr)
         sys.exit(2)
     digest = hashlib.sha256(Path(scripts[0]).read_bytes()).hexdigest()
+    packages = packages_of(command[:command.index(scripts[0])])
     command += ["--env-id", args.env_id, "--total-timesteps", str(args.total_timesteps),
                 "--no-cuda"]
     flags = command[command.index(scripts[0]) + 1:]
@@ -237,7 +238,17 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
             log.row(step)
     if process.wait() or not log.episodes:
         sys.exit(f"{shlex.join(command)}: exit code {process.returncode}, {log.episodes} episodes")
-    return {"flags": shlex.join(flags), "sha256 of the script": digest}, []
+    return {"flags": shlex.join(flags), "sha256 of the script": digest} | packages, []
+
+
+def packages_of(python: list[str]) -> dict[str, str]:
+    """The versions of what another Python has of PyTorch, NumPy, Gymnasium and MuJoCo."""
+    listing = ("import importlib.metadata, json\n"
+               "print(json.dumps({found.name: found.version for found in\n"
+               "                  importlib.metadata.distributions()}))")
+    installed = json.loads(subprocess.check_output([*python, "-c", listing], text=True))
+    return {name: installed[name] for name in ("torch", "numpy", "gymnasium", "mujoco")
+            if name in installed}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 import csv
 import functools
 import hashlib
-import importlib
+import importlib.metadata
 import itertools
 import json
 import os
@@ -290,6 +290,13 @@ def test_cleanrl_is_run_by_its_own_python(tmp_path):
     done, _ = trained_peer("cleanrl_ppo", tmp_path, "Walker2d-v4", 100,
                            CLEANRL=f"{python} {script}")
     assert done.returncode == 1 and "exit code 0, 0 episodes" in done.stderr
+
+
+def test_packages_of_another_python():
+    assert peers.packages_of([sys.executable, "-u"]) == {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "numpy", "gymnasium", "mujoco")}
+    assert peers.packages_of([sys.executable, "-S"]) == {}  # without its installed packages
 
 
 @pytest.mark.parametrize("named", ["", "python", f"python {__file__} {__file__}"])
