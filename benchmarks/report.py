@@ -83,9 +83,9 @@ class Run:
 def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
     """All runs in these tables, by experiment, but for those of settings that are no longer the
     experiment's. Of other libraries all runs of an experiment must be alike in their settings and
-    in the versions that the table has (of CleanRL it has only the script's hash). If runs of
-    ours differ, a line is printed that says so."""
-    runs, made_by = defaultdict(list), defaultdict(set)
+    in the versions that the table has (of CleanRL also in the script's hash). If runs of ours
+    differ, a line is printed that says in what."""
+    runs, made_by = defaultdict(list), defaultdict(list)
     for path in paths:
         table = suites.read(path)
         old = {run for run, rows in table.items()
@@ -102,12 +102,15 @@ def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
             if any(run.seed == seed for run in runs[job]):
                 raise own_runs.UserError(f"{job.name}, seed {seed}, is in two tables")
             runs[job].append(Run(job, seed, columns, list(evaluation), settings))
-            made_by[job].add((rows[-1]["settings"], rows[-1]["versions"]))
-    for job in [job for job, ways in made_by.items() if len(ways) > 1]:
-        if job.script in suites.NOT_OURS:
-            raise own_runs.UserError(f"{job.name}: its runs differ in settings or versions; run "
-                                     "all of its seeds anew, into another folder (--results)")
-        print(f"{job.name}: its runs differ in script, libraries, device or --compile")
+            made_by[job].append(settings | json.loads(rows[-1]["versions"] or "{}"))
+    for job, facts in made_by.items():
+        names = sorted({name for one in facts for name in one
+                        if any(other.get(name) != one[name] for other in facts)})
+        if names and job.script in suites.NOT_OURS:
+            raise own_runs.UserError(f"{job.name}: its runs differ in {', '.join(names)}; run all "
+                                     "of its seeds anew, into another folder (--results)")
+        if names:
+            print(f"{job.name}: its runs differ in {', '.join(names)}, or do not all say it")
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
