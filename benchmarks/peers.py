@@ -217,7 +217,7 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
     command = [os.path.abspath(part) if Path(part).exists() else part
                for part in shlex.split(named)]
     scripts = [part for part in command if part.endswith(".py") and Path(part).exists()]
-    if len(scripts) != 1:
+    if len(scripts) != 1 or command[0] in scripts:
         print(f"CLEANRL={named!r}: it has to name a Python and one script", file=sys.stderr)
         sys.exit(2)
     digest = hashlib.sha256(Path(scripts[0]).read_bytes()).hexdigest()
@@ -242,12 +242,13 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 
 
 def packages_of(python: list[str]) -> dict[str, str]:
-    """The versions of what another Python has of PyTorch, NumPy, Gymnasium and MuJoCo."""
-    listing = ("import importlib.metadata, json\n"
-               "print(json.dumps({found.name: found.version for found in\n"
-               "                  importlib.metadata.distributions()}))")
+    """The version of another Python (3.8 or later), and of what it has of these four packages."""
+    listing = ("import importlib.metadata, json, platform\n"
+               "print(json.dumps({found.metadata['Name']: found.version for found in\n"
+               "                  importlib.metadata.distributions()}\n"
+               "                 | {'python': platform.python_version()}))")
     installed = json.loads(subprocess.check_output([*python, "-c", listing], text=True))
-    return {name: installed[name] for name in ("torch", "numpy", "gymnasium", "mujoco")
+    return {name: installed[name] for name in ("python", "torch", "numpy", "gymnasium", "mujoco")
             if name in installed}
 
 

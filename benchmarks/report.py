@@ -110,7 +110,7 @@ def load(*paths: Path) -> dict[suites.Experiment, list[Run]]:
             raise own_runs.UserError(f"{job.name}: its runs differ in {', '.join(names)}; run all "
                                      "of its seeds anew, into another folder (--results)")
         if names:
-            print(f"{job.name}: its runs differ in {', '.join(names)}, or do not all say it")
+            print(f"{job.name}: its runs differ in, or do not all record: {', '.join(names)}")
     return {job: sorted(runs[job], key=lambda run: run.seed) for job in sorted(runs)}
 
 
