@@ -242,11 +242,12 @@ def cleanrl(args: Args, folder: Path, log: Log) -> tuple[dict, list[float]]:
 
 
 def packages_of(python: list[str]) -> dict[str, str]:
-    """The version of another Python (3.8 or later), and of what it has of these four packages."""
+    """The version of another Python (3.8 or later), and those of torch, numpy, gymnasium and
+    mujoco, as far as it has them."""
     listing = ("import importlib.metadata, json, platform\n"
-               "print(json.dumps({found.metadata['Name']: found.version for found in\n"
-               "                  importlib.metadata.distributions()}\n"
-               "                 | {'python': platform.python_version()}))")
+               "print(json.dumps({**{found.metadata['Name']: found.version for found in\n"
+               "                     importlib.metadata.distributions()},\n"
+               "                  'python': platform.python_version()}))")
     installed = json.loads(subprocess.check_output([*python, "-c", listing], text=True))
     return {name: installed[name] for name in ("python", "torch", "numpy", "gymnasium", "mujoco")
             if name in installed}
