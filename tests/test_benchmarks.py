@@ -458,7 +458,7 @@ def test_published_numbers_have_a_run_beside_them(report):
     lines = report.published(runs).split("\n\n")[0].splitlines()[2:]
     assert len(lines) == 12 and all("| 7 (8; 1) |" in line for line in lines)
     assert ("| Hopper-v4 | TRPO | 7 (8; 1) | sb3-contrib 3 ± 1 (4; 2) | 3,372 (s.e. 215) P; "
-            "2,046 ± 1,038 T; 2,043 E |"
+            "2,466 E (TRPO+); 2,046 ± 1,038 T; 2,043 E |"
             in lines)
 
 
