@@ -727,8 +727,8 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
 
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health,
                                    peers)}
-WITH = {published: "compare", against_peers: "peers", engstrom: "ablation", thirds: "ablation",
-        distributions: "actions"}  # a table of its own → the part that it is written with
+TABLES = {"compare": (published, classic), "peers": (against_peers,), "untuned": (untuned,),
+          "ablation": (engstrom, thirds), "actions": (distributions,), "sogang": (sogang,)}
 PARTS = ("clip", "speed", *FIGURES)
 
 
@@ -742,40 +742,35 @@ class Options:
 
 
 def report(parts: tuple[str, ...], results: Path) -> None:
-    """Tables and figures from the tables of runs."""
-    timed = results / "speed.csv"
+    """All tables of the suites that have runs in results/, and the figures of these parts (none:
+    all)."""
+    timed, tried, tables = results / "speed.csv", results / "trials.csv.gz", HERE / "tables"
     if "speed" in parts and not timed.exists():
         raise own_runs.UserError(f"--results {results}: there is no speed.csv")
     of_runs = not parts or bool(set(parts) - {"clip", "speed"})
     everything = load(*suites.tables(results)) if of_runs else {}
     if of_runs and not everything:
         raise own_runs.UserError(f"--results {results}: there are no tables of runs")
-    (HERE / "tables").mkdir(exist_ok=True)
+    tables.mkdir(exist_ok=True)
+    (tables / "hyperparameters.md").write_text(hyperparameters(), "utf-8")
     if not parts or "clip" in parts:
         clip()
     if timed.exists() and (not parts or "speed" in parts):
         measured = races.read(timed)
-        (HERE / "tables/speed.md").write_text(races.table(measured), "utf-8")
+        (tables / "speed.md").write_text(races.table(measured), "utf-8")
         speed(measured)
-    for name, figure in FIGURES.items():
-        wanted = dict.fromkeys(suites.SUITES[name]())
-        runs = {job: everything[job] for job in wanted if job in everything}
-        if runs and (not parts or name in parts):
+    if of_runs and tried.exists():
+        (tables / "trials.md").write_text(trials(load(tried)), "utf-8")
+    for name in suites.SUITES:
+        wanted = suites.experiments(name)
+        if runs := {job: everything[job] for job in wanted if job in everything}:
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
-            (HERE / "tables" / f"{name}.md").write_text(table(runs), "utf-8")
-            figure(everything if name == "peers" else runs)
-            for own, suite in WITH.items():
-                if suite == name:
-                    (HERE / "tables" / f"{own.__name__}.md").write_text(own(everything), "utf-8")
-    if not parts:
-        for name, text in (("per_task", table), ("untuned", untuned)):
-            own = {job: everything[job] for job in suites.SUITES[name]() if job in everything}
-            if own:
-                (HERE / f"tables/{name}.md").write_text(text(own), "utf-8")
-        (HERE / "tables/classic.md").write_text(classic(everything), "utf-8")
-        (HERE / "tables/sogang.md").write_text(sogang(everything), "utf-8")
-        (HERE / "tables/hyperparameters.md").write_text(hyperparameters(), "utf-8")
-        (HERE / "tables/trials.md").write_text(trials(load(results / "trials.csv.gz")), "utf-8")
+            if name in (*FIGURES, "per_task"):
+                (tables / f"{name}.md").write_text(table(runs), "utf-8")
+            for own in TABLES.get(name, ()):
+                (tables / f"{own.__name__}.md").write_text(own(everything), "utf-8")
+            if name in FIGURES and (not parts or name in parts):
+                FIGURES[name](everything if name == "peers" else runs)
 
 
 def dispatch(options: Options) -> None:
