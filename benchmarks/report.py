@@ -203,8 +203,11 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
                              "2,288 ± 572 C"],
     ("Walker2d-v4", "TRPO"): ["4,502 (s.e. 234) P", "3,827 ± 783 T", "3,050 E (TRPO+)",
                               "2,791 E"],
-    ("Humanoid-v4", "PPO"): ["806 (785 to 827) E", "716 ± 49 C"],
-    ("Humanoid-v4", "TRPO"): ["1,030 E (TRPO+)", "586 E"],
+    ("Humanoid-v4", "PPO"): ["806 (785 to 827) E", "787 ± 194 T", "716 ± 49 C"],
+    ("Humanoid-v4", "TRPO"): ["1,030 E (TRPO+)", "810 ± 126 T", "586 E"],
+    ("InvertedPendulum-v4", "PPO"): ["1,000 ± 0 N", "1,000 ± 0 T", "963 ± 22 C"],
+    ("InvertedPendulum-v4", "TRPO"): ["1,000 ± 0 T"],
+    ("Pusher-v5", "PPO"): ["-40 ± 7 C (-v4)"],
 }
 SOURCES = """
 At 1M steps. T: [Tianshou](https://github.com/thu-ml/tianshou/tree/v0.4.11/examples/mujoco) 2021,
