@@ -1,7 +1,7 @@
 """Tables and figures from the runs in results/; or a figure and a table of one's own runs.
 
     python benchmarks/report.py                # all that there are results for
-    python benchmarks/report.py compare clip   # some of it
+    python benchmarks/report.py compare clip   # some of the figures, and all tables
     python benchmarks/report.py runs/RUN ...   # run directories, or a folder of them: own_runs.py
 
 Without run directories it writes tables/*.md and figures/*.png (and .pdf, for papers) beside this
@@ -192,21 +192,22 @@ PUBLISHED = {  # at 1M steps, environment version and statistic as SOURCES says
     ("HalfCheetah-v4", "REINFORCE"): ["526 ± 182 T"],
     ("HalfCheetah-v4", "A2C"): ["1,936 ± 1,160 T"],
     ("HalfCheetah-v4", "PPO"): ["5,784 ± 1,244 T", "1,693 ± 38 N", "1,443 ± 46 C"],
-    ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T", "1,803 (s.e. 46) P"],
+    ("HalfCheetah-v4", "TRPO"): ["4,527 ± 603 T", "1,803 (s.e. 46) P", "1,734 ± 445 N"],
     ("Hopper-v4", "REINFORCE"): ["420 V", "390 ± 84 T"],
     ("Hopper-v4", "A2C"): ["1,253 ± 458 T"],
     ("Hopper-v4", "PPO"): ["2,761 ± 927 N", "2,609 ± 701 T", "2,513 (2,391 to 2,632) E",
                            "2,383 ± 272 C"],
-    ("Hopper-v4", "TRPO"): ["3,372 (s.e. 215) P", "2,466 E (TRPO+)", "2,046 ± 1,038 T", "2,043 E"],
+    ("Hopper-v4", "TRPO"): ["3,372 (s.e. 215) P", "2,466 E (TRPO+)", "2,348 ± 1,506 N",
+                             "2,046 ± 1,038 T", "2,043 E"],
     ("Walker2d-v4", "REINFORCE"): ["391 ± 45 T"], ("Walker2d-v4", "A2C"): ["1,219 ± 715 T"],
     ("Walker2d-v4", "PPO"): ["3,871 ± 966 N", "3,589 ± 757 T", "3,292 (3,157 to 3,426) E",
                              "2,288 ± 572 C"],
-    ("Walker2d-v4", "TRPO"): ["4,502 (s.e. 234) P", "3,827 ± 783 T", "3,050 E (TRPO+)",
-                              "2,791 E"],
+    ("Walker2d-v4", "TRPO"): ["4,502 (s.e. 234) P", "3,827 ± 783 T", "3,391 ± 737 N",
+                              "3,050 E (TRPO+)", "2,791 E"],
     ("Humanoid-v4", "PPO"): ["806 (785 to 827) E", "787 ± 194 T", "716 ± 49 C"],
     ("Humanoid-v4", "TRPO"): ["1,030 E (TRPO+)", "810 ± 126 T", "586 E"],
-    ("InvertedPendulum-v4", "PPO"): ["1,000 ± 0 N", "1,000 ± 0 T", "963 ± 22 C"],
-    ("InvertedPendulum-v4", "TRPO"): ["1,000 ± 0 T"],
+    ("InvertedPendulum-v4", "PPO"): ["1,000 ± 0 N", "1,000 ± 0 T (-v2)", "963 ± 22 C"],
+    ("InvertedPendulum-v4", "TRPO"): ["1,000 ± 0 N", "1,000 ± 0 T (-v2)"],
     ("Pusher-v5", "PPO"): ["-40 ± 7 C (-v4)"],
 }
 SOURCES = """
@@ -215,8 +216,8 @@ At 1M steps. T: [Tianshou](https://github.com/thu-ml/tianshou/tree/v0.4.11/examp
 standard deviation with n, not n − 1, in the denominator. P:
 [sb3-contrib](https://sb3-contrib.readthedocs.io/en/master/modules/trpo.html), -v3, 3 seeds, last
 evaluation; s.e. is the standard error. N:
-[nnabla-rl](https://github.com/sony/nnabla-rl/tree/master/reproductions/algorithms/mujoco/ppo), -v2,
-3 seeds, best of the evaluations, ± as printed. E:
+[nnabla-rl](https://github.com/sony/nnabla-rl/tree/master/reproductions/algorithms/mujoco), -v2, 3
+seeds, best of the evaluations, ± as printed. E:
 [Engstrom et al. 2020](https://arxiv.org/abs/2005.12729), -v2, 80 agents or more, 95 % interval; its
 TRPO is without PPO's optimisations, TRPO+ with them. V:
 [Spinning Up's VPG](https://spinningup.openai.com/en/latest/spinningup/bench.html), -v3, 10 seeds.
@@ -730,8 +731,10 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
 
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health,
                                    peers)}
-TABLES = {"compare": (published, classic), "peers": (against_peers,), "untuned": (untuned,),
-          "ablation": (engstrom, thirds), "actions": (distributions,), "sogang": (sogang,)}
+TABLES = {  # of a suite, besides the general one of those with a figure
+    "compare": (published, classic), "per_task": (), "ablation": (engstrom, thirds),
+    "actions": (distributions,), "sensitivity": (), "discount": (), "health": (),
+    "untuned": (untuned,), "sogang": (sogang,), "peers": (against_peers,)}
 PARTS = ("clip", "speed", *FIGURES)
 
 
@@ -745,9 +748,12 @@ class Options:
 
 
 def report(parts: tuple[str, ...], results: Path) -> None:
-    """All tables of the suites that have runs in results/, and the figures of these parts (none:
-    all)."""
+    """The figures of these parts (none: all), and the tables of all suites that have a table of
+    runs in results/: no text is older than the runs. `clip` and `speed` need no runs."""
     timed, tried, tables = results / "speed.csv", results / "trials.csv.gz", HERE / "tables"
+    for part in set(parts) - {"clip", "speed"}:
+        if not (results / f"{part}.csv.gz").exists():
+            raise own_runs.UserError(f"--results {results}: there is no {part}.csv.gz")
     if "speed" in parts and not timed.exists():
         raise own_runs.UserError(f"--results {results}: there is no speed.csv")
     of_runs = not parts or bool(set(parts) - {"clip", "speed"})
@@ -764,16 +770,18 @@ def report(parts: tuple[str, ...], results: Path) -> None:
         speed(measured)
     if of_runs and tried.exists():
         (tables / "trials.md").write_text(trials(load(tried)), "utf-8")
-    for name in suites.SUITES:
+    for name, own in TABLES.items() if of_runs else ():
+        if not (results / f"{name}.csv.gz").exists():
+            continue
         wanted = suites.experiments(name)
-        if runs := {job: everything[job] for job in wanted if job in everything}:
-            print(f"{name}: {len(runs)} of {len(wanted)} experiments")
-            if name in (*FIGURES, "per_task"):
-                (tables / f"{name}.md").write_text(table(runs), "utf-8")
-            for own in TABLES.get(name, ()):
-                (tables / f"{own.__name__}.md").write_text(own(everything), "utf-8")
-            if name in FIGURES and (not parts or name in parts):
-                FIGURES[name](everything if name == "peers" else runs)
+        runs = {job: everything[job] for job in wanted if job in everything}
+        print(f"{name}: {len(runs)} of {len(wanted)} experiments")
+        if name in (*FIGURES, "per_task"):
+            (tables / f"{name}.md").write_text(table(runs), "utf-8")
+        for text in own:
+            (tables / f"{text.__name__}.md").write_text(text(everything), "utf-8")
+        if name in FIGURES and (not parts or name in parts):
+            FIGURES[name](everything if name == "peers" else runs)
 
 
 def dispatch(options: Options) -> None:
