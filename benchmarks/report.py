@@ -751,37 +751,34 @@ def report(parts: tuple[str, ...], results: Path) -> None:
     """The figures of these parts (none: all), and the tables of all suites that have a table of
     runs in results/: no text is older than the runs. `clip` and `speed` need no runs."""
     timed, tried, tables = results / "speed.csv", results / "trials.csv.gz", HERE / "tables"
-    for part in set(parts) - {"clip", "speed"}:
-        if not (results / f"{part}.csv.gz").exists():
-            raise own_runs.UserError(f"--results {results}: there is no {part}.csv.gz")
-    if "speed" in parts and not timed.exists():
-        raise own_runs.UserError(f"--results {results}: there is no speed.csv")
+    for part in set(parts) - {"clip"}:
+        file = timed.name if part == "speed" else f"{part}.csv.gz"
+        if not (results / file).exists():
+            raise own_runs.UserError(f"--results {results}: there is no {file}")
     of_runs = not parts or bool(set(parts) - {"clip", "speed"})
     everything = load(*suites.tables(results)) if of_runs else {}
     if of_runs and not everything:
         raise own_runs.UserError(f"--results {results}: there are no tables of runs")
     tables.mkdir(exist_ok=True)
-    (tables / "hyperparameters.md").write_text(hyperparameters(), "utf-8")
     if not parts or "clip" in parts:
         clip()
     if timed.exists() and (not parts or "speed" in parts):
         measured = races.read(timed)
         (tables / "speed.md").write_text(races.table(measured), "utf-8")
         speed(measured)
+    for name, own in TABLES.items() if of_runs else ():
+        wanted = suites.experiments(name) if (results / f"{name}.csv.gz").exists() else []
+        if runs := {job: everything[job] for job in wanted if job in everything}:
+            print(f"{name}: {len(runs)} of {len(wanted)} experiments")
+            if name in (*FIGURES, "per_task"):
+                (tables / f"{name}.md").write_text(table(runs), "utf-8")
+            for text in own:
+                (tables / f"{text.__name__}.md").write_text(text(everything), "utf-8")
+            if name in FIGURES and (not parts or name in parts):
+                FIGURES[name](everything if name == "peers" else runs)
     if of_runs and tried.exists():
         (tables / "trials.md").write_text(trials(load(tried)), "utf-8")
-    for name, own in TABLES.items() if of_runs else ():
-        if not (results / f"{name}.csv.gz").exists():
-            continue
-        wanted = suites.experiments(name)
-        runs = {job: everything[job] for job in wanted if job in everything}
-        print(f"{name}: {len(runs)} of {len(wanted)} experiments")
-        if name in (*FIGURES, "per_task"):
-            (tables / f"{name}.md").write_text(table(runs), "utf-8")
-        for text in own:
-            (tables / f"{text.__name__}.md").write_text(text(everything), "utf-8")
-        if name in FIGURES and (not parts or name in parts):
-            FIGURES[name](everything if name == "peers" else runs)
+    (tables / "hyperparameters.md").write_text(hyperparameters(), "utf-8")
 
 
 def dispatch(options: Options) -> None:

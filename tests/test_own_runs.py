@@ -445,9 +445,9 @@ def test_suites_without_rliable(tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "tables").iterdir()) == []
 
 
-@pytest.mark.parametrize("parts, missing", [((), "no tables of runs"), (("clip", "health"),
-                                                                        "no tables of runs"),
-                                            (("speed",), "no speed.csv")])
+@pytest.mark.parametrize("parts, missing", [
+    ((), "no tables of runs"), (("clip", "health"), "no health.csv.gz"),
+    (("speed",), "no speed.csv")])
 def test_results_that_are_not_there(tmp_path, monkeypatch, capsys, parts, missing):
     """Nothing is drawn, not even what needs no runs."""
     monkeypatch.setattr(report, "HERE", tmp_path)
