@@ -1245,6 +1245,16 @@ def test_humanoid_in_the_readme(report, committed):
         assert sentence in readme(), sentence
 
 
+def test_trials_on_humanoid_in_the_readme(report):
+    trials = report.load(ROOT / "benchmarks/results/trials.csv.gz")
+    numbers = [one.final for changes in ({"target_kl": 0.1}, {"anneal_lr": False},
+                                         {"target_kl": 0.1, "anneal_lr": False})
+               for one in trials[run.experiment("trpo", "Humanoid-v4", **changes)]]
+    assert ("51 and 52, TRPO had {:.0f} and {:.0f} with `--target-kl 0.1`, {:.0f} and {:.0f} with "
+            "`--no-anneal-lr`, and {:.0f} and {:.0f} with both.".format(*numbers)
+            in readme("benchmarks/README.md"))
+
+
 def test_distributions_are_not_told_apart(committed):
     """Nowhere from the Gaussian with a learned σ; of the other pairs one is."""
     stats = pytest.importorskip("scipy.stats")
