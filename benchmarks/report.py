@@ -1,7 +1,7 @@
 """Tables and figures from the runs in results/; or a figure and a table of one's own runs.
 
     python benchmarks/report.py                # all that there are results for
-    python benchmarks/report.py compare clip   # some of the figures, and all tables
+    python benchmarks/report.py compare clip   # some of the figures, and the tables of all suites
     python benchmarks/report.py runs/RUN ...   # run directories, or a folder of them: own_runs.py
 
 Without run directories it writes tables/*.md and figures/*.png (and .pdf, for papers) beside this
@@ -732,7 +732,7 @@ def speed(measured: dict[str, dict[str, list[dict]]]) -> None:
 FIGURES = {f.__name__: f for f in (compare, ablation, actions, sensitivity, discount, health,
                                    peers)}
 TABLES = {  # of a suite, besides the general one of those with a figure
-    "compare": (published, classic), "per_task": (), "ablation": (engstrom, thirds),
+    "compare": (published, classic), "per_task": (classic,), "ablation": (engstrom, thirds),
     "actions": (distributions,), "sensitivity": (), "discount": (), "health": (),
     "untuned": (untuned,), "sogang": (sogang,), "peers": (against_peers,)}
 PARTS = ("clip", "speed", *FIGURES)
@@ -748,8 +748,8 @@ class Options:
 
 
 def report(parts: tuple[str, ...], results: Path) -> None:
-    """The figures of these parts (none: all), and the tables of all suites that have a table of
-    runs in results/: no text is older than the runs. `clip` and `speed` need no runs."""
+    """The figures of these parts (none: all). Where one of them shows runs, also the tables of all
+    suites that have a table of runs in results/, so that none of these is older than the runs."""
     timed, tried, tables = results / "speed.csv", results / "trials.csv.gz", HERE / "tables"
     for part in set(parts) - {"clip"}:
         file = timed.name if part == "speed" else f"{part}.csv.gz"
@@ -773,9 +773,13 @@ def report(parts: tuple[str, ...], results: Path) -> None:
             if name in (*FIGURES, "per_task"):
                 (tables / f"{name}.md").write_text(table(runs), "utf-8")
             for text in own:
-                (tables / f"{text.__name__}.md").write_text(text(everything), "utf-8")
+                written = text(everything)
+                if written.count("\n|") > 1:  # it has a row
+                    (tables / f"{text.__name__}.md").write_text(written, "utf-8")
             if name in FIGURES and (not parts or name in parts):
                 FIGURES[name](everything if name == "peers" else runs)
+        elif name in parts:
+            raise own_runs.UserError(f"{name}.csv.gz: no run has today's settings")
     if of_runs and tried.exists():
         (tables / "trials.md").write_text(trials(load(tried)), "utf-8")
     (tables / "hyperparameters.md").write_text(hyperparameters(), "utf-8")
