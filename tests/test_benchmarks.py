@@ -1135,7 +1135,19 @@ def test_stars_of_the_ablation(report, committed):
         assert f"cost {100 * share:.0f} % of the return" in text
     for sentence in ("Walker2d-v4 (p = {0:.3f}), 2,386", "Hopper-v4 (p = {1:.2f}). These are"):
         assert sentence.format(*compared()[0]) in readme()
-    assert f"time limits taken for ends (p = {compared()[1][1]:.3f})" in text
+    ranks = {title: stats.mannwhitneyu([one.final for one in committed[job]], of("Hopper-v4"),
+                                       method="exact").pvalue
+             for job, title in report.ablation_titles().items()
+             if job[:2] == ("ppo_continuous", "Hopper-v4") and title != "PPO"}
+    assert {title for title, value in ranks.items() if value < 0.05} == {
+        "time limits taken for ends", run.PPO_M}
+    assert (f"taken for ends (p = {ranks['time limits taken for ends']:.3f}) and PPO-M (p = "
+            f"{ranks[run.PPO_M]:.2f}); γ = 0.99 has p = {ranks['γ = 0.99']:.3f}.") in text
+    discounted = [(np.mean(of(env_id, gamma=0.99)), p["γ = 0.99", env_id])
+                  for env_id in ("Hopper-v4", "Walker2d-v4")]
+    (hopper, p_hopper), (walker, p_walker) = discounted
+    assert (f"means ({hopper:,.0f} and {walker:,.0f}), within the noise (p = {p_hopper:.2f} and "
+            f"{p_walker:.2f})") in text
     *_, aai, acli = report.engstrom(committed).splitlines()
     ratios = [float(x.replace(",", "")) / float(y.replace(",", ""))
               for x, y in zip(acli.split(" | ")[1:4], aai.split(" | ")[1:4])]
