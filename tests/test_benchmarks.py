@@ -1273,6 +1273,26 @@ def test_humanoid_in_the_readme(report, committed):
         assert sentence in readme(), sentence
 
 
+def test_old_flags_of_a2c_in_the_readme(report, committed):
+    """Of the old script and of today's, with seeds 1 to 10; and of the defaults."""
+    stats, text = pytest.importorskip("scipy.stats"), readme("benchmarks/README.md")
+    flagged = run.per_task()[0]
+    default = run.experiment("a2c", "HalfCheetah-v4", total_timesteps=1_000_000)
+    trials = report.load(ROOT / "benchmarks/results/trials.csv.gz")
+    old, new, usual = (np.array([one.final for one in group]) for group in (
+        trials[flagged._replace(variant="before_rewriting")], committed[flagged],
+        committed[default]))
+    assert len(old) == len(new) == len(usual) == 10
+    p = [stats.ttest_ind(new, other, equal_var=False).pvalue for other in (old, usual)]
+    for sentence in (
+            f"A2C had {report.spread(old[:5])} there before",
+            f"by the same old script, have {report.spread(old[5:])}",
+            f"seeds 1 to 10 have {report.spread(new)}",
+            f"ten old runs (p = {p[0]:.2f}) or from the defaults' {report.spread(usual)} "
+            f"(p = {p[1]:.2f})"):
+        assert sentence in text, sentence
+
+
 def test_trials_on_humanoid_in_the_readme(report):
     trials = report.load(ROOT / "benchmarks/results/trials.csv.gz")
     two, constant, both = (trials[run.experiment("trpo", "Humanoid-v4", **changes)] for changes in
