@@ -1147,7 +1147,7 @@ def test_stars_of_the_ablation(report, committed):
                   for env_id in ("Hopper-v4", "Walker2d-v4")]
     (hopper, p_hopper), (walker, p_walker) = discounted
     assert (f"means ({hopper:,.0f} and {walker:,.0f}), within the noise (p = {p_hopper:.2f} and "
-            f"{p_walker:.2f})") in text
+            f"{p_walker:.2f};") in text
     *_, aai, acli = report.engstrom(committed).splitlines()
     ratios = [float(x.replace(",", "")) / float(y.replace(",", ""))
               for x, y in zip(acli.split(" | ")[1:4], aai.split(" | ")[1:4])]
@@ -1180,7 +1180,7 @@ def published(report, env_id, algorithm, letter):
 
 def test_untuned_tasks_in_the_readme(committed):
     """What is said of all of these tasks and of HumanoidStandup-v4, where a step pays the height of
-    the torso, divided by 0.003, and 1, less what controls (at most 0.3) and impacts (10) cost."""
+    the torso, divided by 0.003, and 1, less what controls cost (at most 0.3), and impacts."""
     stats, text = pytest.importorskip("scipy.stats"), readme("benchmarks/README.md")
     runs = [one for job in run.untuned() for one in committed[job]]
     assert len(runs) == 40
@@ -1191,11 +1191,16 @@ def test_untuned_tasks_in_the_readme(committed):
     ppo, trpo = ([one.final for one in committed[run.experiment(script, "HumanoidStandup-v4")]]
                  for script in ("ppo_continuous", "trpo"))
     p = stats.ttest_ind(ppo, trpo, equal_var=False).pvalue
-    heights = [0.003 * (final / 1_000 + rest) for final in ppo + trpo for rest in (-1, 9.3)]
+    both = [[one.evaluated for one in committed[run.experiment(script, "HumanoidStandup-v4")]]
+            for script in ("ppo_continuous", "trpo")]
+    p_evaluated = stats.ttest_ind(*both, equal_var=False).pvalue
+    ranks = stats.mannwhitneyu(*both, method="exact").pvalue
+    heights = [0.003 * (final / 1_000 + rest) for final in ppo + trpo for rest in (-1, 0.3)]
     for sentence in (
             f"PPO has {np.mean(ppo):,.0f} and TRPO {np.mean(trpo):,.0f} "
-            f"(not told apart, p = {p:.2f})",
-            f"between {min(heights):.2f} and {max(heights):.2f} m"):
+            f"(not told apart, p = {p:.2f}; in the evaluation p = {p_evaluated:.2f}, by ranks "
+            f"{ranks:.2f})",
+            f"about {min(heights):.2f} to {max(heights):.2f} m"):
         assert sentence in text
     assert min(ppo + trpo) > 155_000 and "every run is above 155,000" in text
 
@@ -1243,7 +1248,7 @@ def test_humanoid_in_the_readme(report, committed):
                 / np.nansum(one.columns["episodic_length"][-10:]) for one in agents[0]]
     for sentence in (
             *ranges, "Each of its five runs "
-            "({:,.0f}, {:,.0f}, {:,.0f}, {:,.0f} and {:,.0f}) is".format(*sorted(ppo)),
+            "({:,.0f}, {:,.0f}, {:,.0f}, {:,.0f} and {:,.0f}) is above".format(*sorted(ppo)),
             f"{steps[0]:,.0f} steps",
             "lasts {:.0f}, {:.0f}, {:.0f}, {:.0f} and {:.0f} steps".format(*lengths),
             f"above {max(x for one in agents[0] for x in one.evaluation):,.0f}.",
@@ -1268,8 +1273,8 @@ def test_humanoid_in_the_readme(report, committed):
                      f"TRPO has {report.spread(np.array(trpo))}. That is below PPO "
                      f"(p = {p[2]:.2f}), and below the 1,030",
                      f"Tianshou's 810 (p = {tianshou:.2f}).",
-                     f"is better ({np.mean(ppo):,.0f} and {np.mean(trpo):.0f}, five runs each, "
-                     f"p = {p[2]:.2f})"):
+                     f"above TRPO ({np.mean(ppo):,.0f} and {np.mean(trpo):.0f}, five runs each, "
+                     f"p = {p[2]:.2f},"):
         assert sentence in readme(), sentence
 
 
@@ -1283,13 +1288,18 @@ def test_old_flags_of_a2c_in_the_readme(report, committed):
         trials[flagged._replace(variant="before_rewriting")], committed[flagged],
         committed[default]))
     assert len(old) == len(new) == len(usual) == 10
-    p = [stats.ttest_ind(new, other, equal_var=False).pvalue for other in (old, usual)]
+
+    def p(x, y):
+        return stats.ttest_ind(x, y, equal_var=False).pvalue
+
     for sentence in (
             f"A2C had {report.spread(old[:5])} there before",
-            f"by the same old script, have {report.spread(old[5:])}",
-            f"seeds 1 to 10 have {report.spread(new)}",
-            f"ten old runs (p = {p[0]:.2f}) or from the defaults' {report.spread(usual)} "
-            f"(p = {p[1]:.2f})"):
+            f"have {report.spread(usual)}; p = {p(old[:5], usual):.3f})",
+            f"by the same old script, have {report.spread(old[5:])}, and all ten "
+            f"{report.spread(old)} (p = {p(old, usual):.2f};",
+            f"seeds 1 to 5 have {report.spread(new[:5])}, seeds 6 to 10 have "
+            f"{report.spread(new[5:])}, and all ten {report.spread(new)} (",
+            f"ten old runs (p = {p(old, new):.2f}) or from the defaults (p = {p(new, usual):.2f})"):
         assert sentence in text, sentence
 
 
@@ -1303,7 +1313,7 @@ def test_trials_on_humanoid_in_the_readme(report):
             "seeds 51 and 52: {:.0f} and {:.0f} with `--target-kl 0.1`, {:.0f} and {:.0f} with "
             "`--no-anneal-lr`,".format(*finals),
             "and {4:.0f} and {5:.0f} with both.".format(*finals),
-            "`--no-anneal-lr` had {:.0f} and {:.0f}".format(*(one.evaluated for one in constant))):
+            "had {:.0f} and {:.0f} (".format(*(one.evaluated for one in constant))):
         assert sentence in text
 
 
