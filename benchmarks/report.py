@@ -1,7 +1,7 @@
 """Tables and figures from the runs in results/; or a figure and a table of one's own runs.
 
     python benchmarks/report.py                # all that there are results for
-    python benchmarks/report.py compare clip   # some of the figures, and the tables of all suites
+    python benchmarks/report.py compare clip   # some of the figures; all tables, but speed.md
     python benchmarks/report.py runs/RUN ...   # run directories, or a folder of them: own_runs.py
 
 Without run directories it writes tables/*.md and figures/*.png (and .pdf, for papers) beside this
@@ -335,8 +335,9 @@ def engstrom(runs: dict[suites.Experiment, list[Run]]) -> str:
     for title, row in cells.items():
         ours = " | ".join(row.get(env_id, "–") for env_id in tasks)
         lines.append(f"| {title} | {ours} | {ENGSTROM_AGENTS.get(title, '')} |")
-    for title, pairs, theirs in (("AAI: the algorithm", AAI, "99, 242, 224"),
-                                 ("ACLI: the optimisations", ACLI, "421, 557, 444")):
+    summaries = (("AAI: the algorithm", AAI, "99, 242, 224"),
+                 ("ACLI: the optimisations", ACLI, "421, 557, 444"))
+    for title, pairs, theirs in summaries if tasks else ():
         ours = [np.max([abs(means.get((x, env_id), np.nan) - means.get((y, env_id), np.nan))
                         for x, y in pairs]) for env_id in tasks]
         row = " | ".join(f"{x:,.0f}" if np.isfinite(x) else "–" for x in ours)
@@ -357,13 +358,14 @@ def thirds(runs: dict[suites.Experiment, list[Run]]) -> str:
              "|---|---|---:|" + "---|" * len(columns)]
     for env_id, (rate, anneal_lr) in itertools.product(
             ("Hopper-v4", "Walker2d-v4"), (("falling", True), ("constant", False))):
-        group = runs.get(suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr), [])
-        cells = []
+        job, cells = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr), []
+        if job not in runs:
+            continue
         for column in columns.values():
             means = [[part.mean() for part in np.array_split(run.columns[column], 3)]
-                     for run in group]
-            cells.append(", ".join(f"{x:#.2g}" for x in np.mean(means, 0)) if group else "")
-        lines.append(f"| {env_id} | {rate} | {len(group)} | {' | '.join(cells)} |")
+                     for run in runs[job]]
+            cells.append(", ".join(f"{x:#.2g}" for x in np.mean(means, 0)))
+        lines.append(f"| {env_id} | {rate} | {len(runs[job])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -372,11 +374,10 @@ def distributions(runs: dict[suites.Experiment, list[Run]]) -> str:
     lines = ["| | " + " | ".join(suites.MUJOCO) + " |", "|---|---:|---:|---:|"]
     jobs = {(job.variant, job.env_id): job for job in suites.actions()}
     for variant, title in DISTRIBUTIONS.items():
-        cells = []
-        for env_id in suites.MUJOCO:
-            group = runs.get(jobs[variant, env_id], [])
-            cells.append(finals_of(group) if group else "–")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        groups = [runs.get(jobs[variant, env_id]) for env_id in suites.MUJOCO]
+        if any(groups):
+            cells = " | ".join(finals_of(group) if group else "–" for group in groups)
+            lines.append(f"| {title} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -749,40 +750,48 @@ class Options:
 
 def report(parts: tuple[str, ...], results: Path) -> None:
     """The figures of these parts (none: all). Where one of them shows runs, also the tables of all
-    suites that have a table of runs in results/, so that none of these is older than the runs."""
-    timed, tried, tables = results / "speed.csv", results / "trials.csv.gz", HERE / "tables"
+    suites that have a table of runs in results/, so that none of these is older than the runs.
+    Nothing is written before all tables are made."""
+    timed, tried, texts = results / "speed.csv", results / "trials.csv.gz", {}
     for part in set(parts) - {"clip"}:
         file = timed.name if part == "speed" else f"{part}.csv.gz"
         if not (results / file).exists():
             raise own_runs.UserError(f"--results {results}: there is no {file}")
     of_runs = not parts or bool(set(parts) - {"clip", "speed"})
-    everything = load(*suites.tables(results)) if of_runs else {}
+    paths = suites.tables(results) if of_runs else []
+    everything, shown = load(*paths), {}
     if of_runs and not everything:
-        raise own_runs.UserError(f"--results {results}: there are no tables of runs")
-    tables.mkdir(exist_ok=True)
-    if not parts or "clip" in parts:
-        clip()
-    if timed.exists() and (not parts or "speed" in parts):
-        measured = races.read(timed)
-        (tables / "speed.md").write_text(races.table(measured), "utf-8")
-        speed(measured)
+        raise own_runs.UserError(f"--results {results}: " + ("no run has today's settings" if paths
+                                                             else "there are no tables of runs"))
     for name, own in TABLES.items() if of_runs else ():
         wanted = suites.experiments(name) if (results / f"{name}.csv.gz").exists() else []
-        if runs := {job: everything[job] for job in wanted if job in everything}:
+        runs = {job: everything[job] for job in wanted if job in everything}
+        if wanted:
             print(f"{name}: {len(runs)} of {len(wanted)} experiments")
-            if name in (*FIGURES, "per_task"):
-                (tables / f"{name}.md").write_text(table(runs), "utf-8")
-            for text in own:
-                written = text(everything)
-                if written.count("\n|") > 1:  # it has a row
-                    (tables / f"{text.__name__}.md").write_text(written, "utf-8")
-            if name in FIGURES and (not parts or name in parts):
-                FIGURES[name](everything if name == "peers" else runs)
-        elif name in parts:
+        if name in parts and not runs:
             raise own_runs.UserError(f"{name}.csv.gz: no run has today's settings")
+        if runs:
+            texts |= {text.__name__: text(everything) for text in own}
+            shown[name] = everything if name == "peers" else runs
+        if runs and name in (*FIGURES, "per_task"):
+            texts[name] = table(runs)
+    if of_runs:
+        texts["hyperparameters"] = hyperparameters()
     if of_runs and tried.exists():
-        (tables / "trials.md").write_text(trials(load(tried)), "utf-8")
-    (tables / "hyperparameters.md").write_text(hyperparameters(), "utf-8")
+        texts["trials"] = trials(load(tried))
+    measured = races.read(timed) if timed.exists() and (not parts or "speed" in parts) else {}
+    if measured:
+        texts["speed"] = races.table(measured)
+    (HERE / "tables").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        if text.count("\n|") > 1:  # it has a row
+            (HERE / "tables" / f"{name}.md").write_text(text, "utf-8")
+    for name in (name for name in FIGURES if name in shown and (not parts or name in parts)):
+        FIGURES[name](shown[name])
+    if measured:
+        speed(measured)
+    if not parts or "clip" in parts:
+        clip()
 
 
 def dispatch(options: Options) -> None:

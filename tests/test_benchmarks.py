@@ -651,6 +651,8 @@ def test_distributions_table(report):
     lines = report.distributions(runs).splitlines()[2:]
     assert len(lines) == 4
     assert lines[3] == "| Beta | 6 ± 1 (7; 2) | 6 ± 1 (7; 2) | – |"
+    gaussian = {job: runs[job] for job in jobs if not job.variant}
+    assert len(report.distributions(gaussian).splitlines()) == 3
 
 
 def test_a_part_draws_its_figure_and_all_tables_are_written(report, tmp_path, monkeypatch):
@@ -679,10 +681,36 @@ def test_a_part_draws_its_figure_and_all_tables_are_written(report, tmp_path, mo
     assert drawn == ["health", "health"]
     written = {path.name for path in (tmp_path / "tables").iterdir()}
     assert written == committed - {"speed.md", "against_peers.md"}  # a test needs two runs each
+    for path in (tmp_path / "tables").iterdir():
+        path.unlink()
+    humanoid = {job: group for job, group in runs.items() if job.env_id == "Humanoid-v4"}
     runs.clear()
-    runs[run.Experiment("a2c", "Nowhere-v0")] = []
-    with pytest.raises(report.own_runs.UserError, match="no run has today's settings"):
+    runs |= humanoid
+    with pytest.raises(report.own_runs.UserError, match="health.csv.gz: no run has today's set"):
         report.report(("health",), tmp_path)
+    assert not list((tmp_path / "tables").iterdir())  # all is made before any of it is written
+    report.report(("ablation",), tmp_path)
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        "ablation.md", "engstrom.md", "hyperparameters.md", "trials.md", "untuned.md"}
+    runs.clear()
+    with pytest.raises(report.own_runs.UserError, match=f"{tmp_path}: no run has today's settings"):
+        report.report((), tmp_path)
+
+
+def test_committed_tables(report, committed, tmp_path, monkeypatch):
+    """They are what report.py makes of the committed runs, to the byte."""
+    load = report.load
+    monkeypatch.setattr(report, "load", lambda *paths: load(*paths) if len(paths) == 1 else (
+        committed))
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    for name in report.FIGURES:
+        monkeypatch.setitem(report.FIGURES, name, lambda runs: None)
+    for name in ("clip", "speed"):
+        monkeypatch.setattr(report, name, lambda *measured: None)
+    report.report((), ROOT / "benchmarks/results")
+    written = {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
+    assert written == {path.name: path.read_text() for path in
+                       (ROOT / "benchmarks/tables").iterdir()}
 
 
 def test_figures(report, tmp_path, monkeypatch):
@@ -822,8 +850,13 @@ def test_thirds_of_a_run(report):
         for place, name in enumerate(("clipfrac", "approx_kl", "entropy", "policy_loss",
                                       "explained_variance"), 1):
             one.columns[name] = place * factor * np.repeat([0.1, 0.2, 0.4], [4, 3, 3])
-    falling, constant, *_ = report.thirds({job: group}).splitlines()[2:]
-    assert falling == "| Hopper-v4 | falling | 0 |  |  |  |  |  |"
+    unchanged = run.experiment("ppo_continuous", "Hopper-v4")
+    other = fake_run(report, unchanged, 1, 7.0)
+    other.columns |= dict.fromkeys(group[0].columns, np.ones(10))
+    falling, constant = report.thirds({unchanged: [other], job: group}).splitlines()[2:]
+    assert falling == (
+        "| Hopper-v4 | falling | 1 | 1.0, 1.0, 1.0 | 1.0, 1.0, 1.0 | 1.0, 1.0, 1.0 "
+        "| 1.0, 1.0, 1.0 | 1.0, 1.0, 1.0 |")
     assert constant == (
         "| Hopper-v4 | constant | 2 | 0.20, 0.40, 0.80 | 0.40, 0.80, 1.6 | 0.60, 1.2, 2.4 "
         "| 0.80, 1.6, 3.2 | 1.0, 2.0, 4.0 |")
