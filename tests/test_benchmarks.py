@@ -1246,7 +1246,8 @@ def test_humanoid_in_the_readme(report, committed):
               for script in ("ppo_continuous", "trpo") for changes in ({}, run.BARE)]
     finals = [[one.final for one in group] for group in agents]
     ppo, ppo_m, trpo, trpo_m = finals
-    assert [len(group) for group in agents] == [5, 4, 5, 4]
+    assert [[one.seed for one in group] for group in agents] == [
+        [1, 2, 3, 4, 5], [1, 2, 3, 4]] * 2
     p = [stats.ttest_ind(x, y, equal_var=False).pvalue
          for x, y in ((ppo, ppo_m), (trpo, trpo_m), (ppo, trpo), (ppo_m, trpo_m))]
 
@@ -1317,10 +1318,10 @@ def test_old_flags_of_a2c_in_the_readme(report, committed):
     flagged = run.per_task()[0]
     default = run.experiment("a2c", "HalfCheetah-v4", total_timesteps=1_000_000)
     trials = report.load(ROOT / "benchmarks/results/trials.csv.gz")
-    old, new, usual = (np.array([one.final for one in group]) for group in (
-        trials[flagged._replace(variant="before_rewriting")], committed[flagged],
-        committed[default]))
-    assert len(old) == len(new) == len(usual) == 10
+    groups = (trials[flagged._replace(variant="before_rewriting")], committed[flagged],
+              committed[default])
+    assert [[one.seed for one in group] for group in groups] == [list(range(1, 11))] * 3
+    old, new, usual = (np.array([one.final for one in group]) for group in groups)
 
     def p(x, y):
         return stats.ttest_ind(x, y, equal_var=False).pvalue
@@ -1342,6 +1343,7 @@ def test_trials_on_humanoid_in_the_readme(report):
                            ({"target_kl": 0.1}, {"anneal_lr": False},
                             {"target_kl": 0.1, "anneal_lr": False}))
     finals, text = [one.final for one in two + constant + both], readme("benchmarks/README.md")
+    assert [one.seed for one in two + constant + both] == [51, 52] * 3
     for sentence in (
             "seeds 51 and 52: {:.0f} and {:.0f} with `--target-kl 0.1`, {:.0f} and {:.0f} with "
             "`--no-anneal-lr`,".format(*finals),
