@@ -1200,7 +1200,7 @@ def test_stars_of_the_ablation(report, committed):
         (report.TRPO_M, "Hopper-v4"), (report.TRPO_M, "Walker2d-v4"),
         ("no observation normalisation", "Walker2d-v4")}
     assert ("three of the nine stars stay: TRPO's on Hopper and Walker2d, and no observation "
-            "normalisation on Walker2d)") in text and "neither star stays" in text
+            "normalisation on Walker2d.") in text and "neither star stays" in text
 
 
 def published(report, env_id, algorithm, letter):
