@@ -369,9 +369,9 @@ def line_search(loss_and_kl: Callable[[], tuple[Tensor, Tensor]], parameters: li
 def policy_update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor | float]:
     """θ ← θ + αʲ √(2δ / xᵀFx) x,  (F + damping I) x ≈ g,  j from the line search. [TRPO app. C]
 
-    A small step Δθ gains about gᵀΔθ and has a KL of about ½ ΔθᵀFΔθ. Of all steps with that KL, the
-    one along F⁻¹g, the natural gradient, gains most. The full step (j = 0) has ½ ΔθᵀFΔθ = δ; often
-    it is shortened once, as its KL is a little above δ."""
+    A small step s gains about gᵀs and has a KL of about ½ sᵀFs. Of all s with that KL, the one
+    along F⁻¹g, the natural gradient, gains most. The full step (j = 0) has ½ sᵀFs = δ; often it is
+    shortened once, as its KL is a little above δ."""
     parameters = [p for name, p in agent.named_parameters()
                   if p.requires_grad and not name.startswith("critic")]
     with torch.no_grad():
