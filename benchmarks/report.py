@@ -526,8 +526,9 @@ def ablation_titles() -> dict[suites.Experiment, str]:
 def ablation(runs: dict[suites.Experiment, list[Run]]) -> None:
     """Humanoid-v4, of whose rows there are four, is in the table alone."""
     drawn = {job: title for job, title in ablation_titles().items() if job.env_id != "Humanoid-v4"}
-    bars(runs, drawn, "ablation")
-    annealing(runs)
+    if runs.keys() & drawn.keys():
+        bars(runs, drawn, "ablation")
+        annealing(runs)
 
 
 def annealing(runs: dict[suites.Experiment, list[Run]]) -> None:
@@ -750,26 +751,26 @@ class Options:
 
 def report(parts: tuple[str, ...], results: Path) -> None:
     """The figures of these parts (none: all). Where one of them shows runs, also the tables of all
-    suites that have a table of runs in results/, so that none of these is older than the runs.
-    Nothing is written before all tables are made."""
-    timed, tried, texts = results / "speed.csv", results / "trials.csv.gz", {}
+    suites that have runs in results/. Nothing is written before all tables are made."""
+    timed, tried, texts, shown = results / "speed.csv", results / "trials.csv.gz", {}, {}
     for part in set(parts) - {"clip"}:
         file = timed.name if part == "speed" else f"{part}.csv.gz"
         if not (results / file).exists():
             raise own_runs.UserError(f"--results {results}: there is no {file}")
     of_runs = not parts or bool(set(parts) - {"clip", "speed"})
-    paths = suites.tables(results) if of_runs else []
-    everything, shown = load(*paths), {}
-    if of_runs and not everything:
-        raise own_runs.UserError(f"--results {results}: " + ("no run has today's settings" if paths
-                                                             else "there are no tables of runs"))
+    everything = load(*suites.tables(results)) if of_runs else {}
+    measured = races.read(timed) if timed.exists() and (not parts or "speed" in parts) else {}
+    if "speed" in parts and not measured or of_runs and not (everything or measured):
+        raise own_runs.UserError(f"--results {results}: nothing in it was measured with today's "
+                                 "settings")
     for name, own in TABLES.items() if of_runs else ():
         wanted = suites.experiments(name) if (results / f"{name}.csv.gz").exists() else []
         runs = {job: everything[job] for job in wanted if job in everything}
-        if wanted:
-            print(f"{name}: {len(runs)} of {len(wanted)} experiments")
         if name in parts and not runs:
             raise own_runs.UserError(f"{name}.csv.gz: no run has today's settings")
+        if wanted:
+            print(f"{name}: {len(runs)} of {len(wanted)} experiments"
+                  + "; its tables and figure stay as they were" * (not runs))
         if runs:
             texts |= {text.__name__: text(everything) for text in own}
             shown[name] = everything if name == "peers" else runs
@@ -779,12 +780,11 @@ def report(parts: tuple[str, ...], results: Path) -> None:
         texts["hyperparameters"] = hyperparameters()
     if of_runs and tried.exists():
         texts["trials"] = trials(load(tried))
-    measured = races.read(timed) if timed.exists() and (not parts or "speed" in parts) else {}
     if measured:
         texts["speed"] = races.table(measured)
-    (HERE / "tables").mkdir(exist_ok=True)
     for name, text in texts.items():
         if text.count("\n|") > 1:  # it has a row
+            (HERE / "tables").mkdir(exist_ok=True)
             (HERE / "tables" / f"{name}.md").write_text(text, "utf-8")
     for name in (name for name in FIGURES if name in shown and (not parts or name in parts)):
         FIGURES[name](shown[name])

@@ -615,7 +615,9 @@ def test_the_ablations_figure_has_two_tasks(report, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "bars", lambda runs, titles, name: drawn.append((name, titles)))
     monkeypatch.setattr(report, "annealing", lambda runs: None)
-    report.ablation({})
+    report.ablation({run.experiment("trpo", "Humanoid-v4"): []})
+    assert not drawn
+    report.ablation({run.experiment("trpo", "Hopper-v4"): []})
     ((name, titles),) = drawn
     assert name == "ablation" and {job.env_id for job in titles} == {"Hopper-v4", "Walker2d-v4"}
     assert set(titles.values()) == set(report.ablation_titles().values())
@@ -653,6 +655,7 @@ def test_distributions_table(report):
     assert lines[3] == "| Beta | 6 ± 1 (7; 2) | 6 ± 1 (7; 2) | – |"
     gaussian = {job: runs[job] for job in jobs if not job.variant}
     assert len(report.distributions(gaussian).splitlines()) == 3
+    assert len(report.engstrom({}).splitlines()) == 2
 
 
 def test_a_part_draws_its_figure_and_all_tables_are_written(report, tmp_path, monkeypatch):
@@ -686,6 +689,7 @@ def test_a_part_draws_its_figure_and_all_tables_are_written(report, tmp_path, mo
     humanoid = {job: group for job, group in runs.items() if job.env_id == "Humanoid-v4"}
     runs.clear()
     runs |= humanoid
+    monkeypatch.setitem(report.FIGURES, "ablation", report.ablation)  # it has nothing to draw
     with pytest.raises(report.own_runs.UserError, match="health.csv.gz: no run has today's set"):
         report.report(("health",), tmp_path)
     assert not list((tmp_path / "tables").iterdir())  # all is made before any of it is written
@@ -693,8 +697,39 @@ def test_a_part_draws_its_figure_and_all_tables_are_written(report, tmp_path, mo
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         "ablation.md", "engstrom.md", "hyperparameters.md", "trials.md", "untuned.md"}
     runs.clear()
-    with pytest.raises(report.own_runs.UserError, match=f"{tmp_path}: no run has today's settings"):
+    with pytest.raises(report.own_runs.UserError, match="nothing in it was measured with today's"):
         report.report((), tmp_path)
+
+
+@pytest.mark.parametrize("parts, files, figures", [
+    (("clip",), [], ["clip"]), (("speed",), ["speed"], ["speed"]),
+    (("health",), ["health", "hyperparameters"], ["health"]),
+    (("health", "speed"), ["health", "hyperparameters", "speed"], ["health", "speed"]),
+    ((), ["health", "hyperparameters", "speed"], ["health", "speed", "clip"])])
+def test_what_a_part_writes(report, tmp_path, monkeypatch, parts, files, figures):
+    """Tables first; a suite's figure gets the runs of that suite alone."""
+    drawn = []
+    runs = {job: [fake_run(report, job, 1, 7.0)] for job in (*run.health(), *run.discount())}
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(report, "load", lambda *paths: dict(runs) if paths else {})
+    monkeypatch.setattr(report, "hyperparameters", lambda: "| a |\n|---|\n| 1 |\n")
+
+    def draw(name, shown=None):
+        assert sorted(path.stem for path in (tmp_path / "tables").glob("*")) == files
+        assert shown is None or set(shown) == set(run.health())
+        drawn.append(name)
+
+    monkeypatch.setitem(report.FIGURES, "health", functools.partial(draw, "health"))
+    monkeypatch.setattr(report, "clip", functools.partial(draw, "clip"))
+    monkeypatch.setattr(report, "speed", lambda measured: draw("speed"))
+    shutil.copy(ROOT / "benchmarks/results/speed.csv", tmp_path)
+    (tmp_path / "health.csv.gz").touch()
+    report.report(parts, tmp_path)
+    assert drawn == figures
+    if "speed" in parts:
+        (tmp_path / "speed.csv").write_text(",".join(report.races.COLUMNS))
+        with pytest.raises(report.own_runs.UserError, match="nothing in it was measured"):
+            report.report(parts, tmp_path)
 
 
 def test_committed_tables(report, committed, tmp_path, monkeypatch):
@@ -708,8 +743,8 @@ def test_committed_tables(report, committed, tmp_path, monkeypatch):
     for name in ("clip", "speed"):
         monkeypatch.setattr(report, name, lambda *measured: None)
     report.report((), ROOT / "benchmarks/results")
-    written = {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
-    assert written == {path.name: path.read_text() for path in
+    written = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in
                        (ROOT / "benchmarks/tables").iterdir()}
 
 
