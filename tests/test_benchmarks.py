@@ -1106,6 +1106,8 @@ def test_the_closest_peer(report, committed):
     text = readme("benchmarks/README.md")
     assert f"On HalfCheetah-v4 p is {p[1_000_000]:.3f} while actions are sampled" in text
     assert (f"before that step ours has {means[960_000]:,.0f}, and p is {p[960_000]:.3f}." in text)
+    assert (f"(p = {p[1_000_000]:.3f}), has p = {p[960_000]:.3f} if both are read at the same step."
+            in readme())
 
 
 @pytest.mark.parametrize("script, env_id, published_as, above, sentence", [
@@ -1204,7 +1206,7 @@ def test_stars_of_the_ablation(report, committed):
         means = "{:,.0f} and {:,.0f} on".format(np.mean(of(env_id, **ends)), np.mean(of(env_id)))
         assert f"{means} {env_id.removesuffix('-v4')}" in text
         share = 1 - np.mean(of(env_id, **ends)) / np.mean(of(env_id))
-        assert f"cost {100 * share:.0f} % of the return" in text
+        assert f"have an {100 * share:.0f} % lower mean" in text
     for sentence in ("Walker2d-v4 (p = {0:.3f}), 2,386", "Hopper-v4 (p = {1:.2f}). These are"):
         assert sentence.format(*compared()[0]) in readme()
     ranks = {title: stats.mannwhitneyu([one.final for one in committed[job]], of("Hopper-v4"),
@@ -1235,6 +1237,10 @@ def test_stars_of_the_ablation(report, committed):
         assert larger == bool(changes) and p_larger > 0.05 and sentence.format(p_larger) in text
     loss = np.mean(of("Walker2d-v4")) - np.mean(of("Walker2d-v4", clip_coef=1e9))
     assert f"costs them 425, and us {loss:,.0f}." in text
+    pair = of("Walker2d-v4", clip_coef=1e9, seeds=range(1, 5)), of(
+        "Walker2d-v4", norm_obs=False, seeds=range(1, 5))
+    p_pair = stats.ttest_ind(*pair, equal_var=False).pvalue
+    assert f"the next lowest, no observation normalisation: p = {p_pair:.2f}.)" in text
     assert set(sorted(starred, key=p.get)[:3]) == {
         (report.TRPO_M, "Hopper-v4"), (report.TRPO_M, "Walker2d-v4"),
         ("no observation normalisation", "Walker2d-v4")}
@@ -1417,10 +1423,14 @@ def test_speeds_of_the_readme(report):
     assert (f"trains {ratio(one, 'eager', 'sb3'):.1f} times as fast as Stable-Baselines3 with one "
             f"environment and {ratio(many, 'eager', 'sb3'):.1f} times with 16; with `--compile`, "
             f"{ratio(one, 'compile', 'sb3'):.1f} and {ratio(many, 'compile', 'sb3'):.1f} times. "
-            "Against SBX, its version in JAX, it is with `--compile` "
+            "SBX is SB3's version in JAX: with `--compile` our PPO is "
             f"{ratio(one, 'compile', 'sbx'):.1f} and {ratio(many, 'compile', 'sbx'):.1f} times as "
-            f"fast, and without {ratio(one, 'eager', 'sbx'):.1f} and "
+            f"fast as SBX, and without {ratio(one, 'eager', 'sbx'):.1f} and "
             f"{ratio(many, 'eager', 'sbx'):.2f} times.") in readme()
+    assert (f"the ratios to SBX are {ratio(one, 'eager', 'sbx'):.1f} and "
+            f"{ratio(one, 'compile', 'sbx'):.1f} (PPO, 1 × 2048), "
+            f"{ratio(many, 'eager', 'sbx'):.2f} and {ratio(many, 'compile', 'sbx'):.1f} (16 × 128)."
+            ) in readme("benchmarks/README.md")
     trpo, ppo, *compiled = (speed.median(measured[race][name], "steps_per_second")
                             for name in ("eager", "compile") for race in ("trpo-1x2048", one))
     assert (f"SB3's settings TRPO does {trpo:,.0f} steps/s, PPO {ppo:,.0f}; with `--compile`"
