@@ -1072,7 +1072,7 @@ def test_no_peer_is_above_ours(report, committed):
                     if peer == "cleanrl_ppo" and statistic == "evaluated":  # it has none
                         continue
                     p = stats.ttest_ind(x, y, equal_var=False).pvalue
-                    assert len(x) >= 4
+                    assert len(x) >= 5
                     assert p >= 0.05 or np.mean(x) < np.mean(y), (peer, job.env_id, statistic)
                     found.append(p)
                     names[statistic].append((peer, job.env_id))
@@ -1082,13 +1082,14 @@ def test_no_peer_is_above_ours(report, committed):
     remain = [{compared[i] for i in np.argsort(p)[:number]}
               for p, compared, number in zip(values.values(), names.values(), holm)]
     assert remain[1] == {("tianshou_reinforce", "Hopper-v4"), ("tianshou_reinforce", "Walker2d-v4"),
-                         ("sb3_ppo", "HalfCheetah-v4"), ("sb3_ppo", "Hopper-v4")}
+                         ("sb3_ppo", "Hopper-v4")}
     assert remain[0] == remain[1] | {("cleanrl_ppo", "HalfCheetah-v4")}
-    assert ("With Holm's correction the same four remain in both: Tianshou's REINFORCE on "
-            "Hopper-v4 and Walker2d-v4, and SB3's PPO on HalfCheetah-v4 and Hopper-v4. While "
-            "actions are sampled, CleanRL's PPO on HalfCheetah-v4 remains, too." in readme())
+    assert ("With Holm's correction the same three remain in both: Tianshou's REINFORCE on "
+            "Hopper-v4 and Walker2d-v4, and SB3's PPO on Hopper-v4. While actions are sampled, "
+            "CleanRL's PPO on HalfCheetah-v4 remains, too." in readme())
     found = [one.evaluated for one in committed[run.Experiment("sb3_ppo", "HalfCheetah-v4")]]
-    assert (f"{min(found):,.0f} to {max(found):,.0f}, are below the 5,819 that RL Zoo reports"
+    *found, highest = sorted(found)
+    assert (f"{found[0]:,.0f} to {found[-1]:,.0f} and, once in five runs, {highest:,.0f}; RL Zoo"
             in readme("benchmarks/README.md"))
     assert "nowhere above ours beyond the noise" in readme()
     assert (f"beyond the noise in {sum(sampled)} of {len(sampled)} comparisons, in the evaluation "
