@@ -358,9 +358,10 @@ def thirds(runs: dict[suites.Experiment, list[Run]]) -> str:
              "|---|---|---:|" + "---|" * len(columns)]
     for env_id, (rate, anneal_lr) in itertools.product(
             ("Hopper-v4", "Walker2d-v4"), (("falling", True), ("constant", False))):
-        job, cells = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr), []
+        job = suites.experiment("ppo_continuous", env_id, anneal_lr=anneal_lr)
         if job not in runs:
             continue
+        cells = []
         for column in columns.values():
             means = [[part.mean() for part in np.array_split(run.columns[column], 3)]
                      for run in runs[job]]
@@ -751,8 +752,10 @@ class Options:
 
 def report(parts: tuple[str, ...], results: Path) -> None:
     """The figures of these parts (none: all). Where one of them shows runs, also the tables of all
-    suites that have runs in results/. Nothing is written before all tables are made."""
-    timed, tried, texts, shown = results / "speed.csv", results / "trials.csv.gz", {}, {}
+    suites that have runs in results/, of the trials and of the hyperparameters. Nothing is written
+    before all tables are made."""
+    timed, tried = results / "speed.csv", results / "trials.csv.gz"
+    texts, shown = {}, {}  # table → its text; suite → the runs of its figure
     for part in set(parts) - {"clip"}:
         file = timed.name if part == "speed" else f"{part}.csv.gz"
         if not (results / file).exists():
@@ -760,19 +763,21 @@ def report(parts: tuple[str, ...], results: Path) -> None:
     of_runs = not parts or bool(set(parts) - {"clip", "speed"})
     everything = load(*suites.tables(results)) if of_runs else {}
     measured = races.read(timed) if timed.exists() and (not parts or "speed" in parts) else {}
-    if "speed" in parts and not measured or of_runs and not (everything or measured):
-        raise own_runs.UserError(f"--results {results}: nothing in it was measured with today's "
-                                 "settings")
+    no_speed = "speed" in parts and not measured
+    no_runs = of_runs and not everything and not measured
+    if no_speed or no_runs:
+        raise own_runs.UserError(f"--results {results}: " + (
+            f"{timed.name} has no rows" if no_speed else "no run has today's settings"))
     for name, own in TABLES.items() if of_runs else ():
         wanted = suites.experiments(name) if (results / f"{name}.csv.gz").exists() else []
         runs = {job: everything[job] for job in wanted if job in everything}
         if name in parts and not runs:
             raise own_runs.UserError(f"{name}.csv.gz: no run has today's settings")
         if wanted:
-            print(f"{name}: {len(runs)} of {len(wanted)} experiments"
-                  + "; its tables and figure stay as they were" * (not runs))
+            kept = "" if runs else "; nothing is made of it"
+            print(f"{name}: {len(runs)} of {len(wanted)} experiments{kept}")
         if runs:
-            texts |= {text.__name__: text(everything) for text in own}
+            texts |= {make.__name__: make(everything) for make in own}
             shown[name] = everything if name == "peers" else runs
         if runs and name in (*FIGURES, "per_task"):
             texts[name] = table(runs)

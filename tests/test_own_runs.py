@@ -446,7 +446,7 @@ def test_suites_without_rliable(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("parts, missing", [
-    ((), "nothing in it was measured"), (("clip", "health"), "no health.csv.gz"),
+    ((), "no run has today's settings"), (("clip", "health"), "no health.csv.gz"),
     (("speed",), "no speed.csv")])
 def test_results_that_are_not_there(tmp_path, monkeypatch, capsys, parts, missing):
     """Nothing is drawn, not even what needs no runs."""
